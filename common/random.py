@@ -1,0 +1,45 @@
+"""Random numbers that are a pure function of (seed, rank, site, step, index): a resumed run draws what the uninterrupted one would.
+
+A counter-based generator: 32-bit integer hashing in plain tensor code, so that it fuses under `torch.compile` and
+gives the same numbers on every device. No state, hence nothing to save. Products stay below 2^63, because the
+multipliers are below 2^31 and the operands below 2^32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+
+
+def stream_key(*parts: object) -> int:
+    """A 32-bit key of a random stream from what identifies it, such as (seed, rank, site name)."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of 32-bit integers (held in int64) in which every input bit moves about half of the output bits."""
+    x = ((x >> 16) ^ x) * 0x45D9F3B & _MASK
+    x = ((x >> 16) ^ x) * 0x45D9F3B & _MASK
+    return (x >> 16) ^ x
+
+
+def counter_uniform(key: Tensor, step: Tensor, count: int) -> Tensor:
+    """`count` numbers of the open interval (0, 1), float32, uniform on 2^24 equally spaced values.
+
+    Args:
+        key: stream, int64 scalar tensor holding a 32-bit number (`stream_key`).
+        step: counter, int64 scalar tensor.
+    """
+    index = torch.arange(count, device=key.device, dtype=torch.int64)
+    state = _mix(_mix(key ^ _mix(step & _MASK)) + index & _MASK)
+    return ((_mix(state ^ key) >> 8).to(torch.float32) + 0.5) * 2.0**-24
+
+
+def counter_gumbel(key: Tensor, step: Tensor, count: int, eps: float = 0.0) -> Tensor:
+    """`count` Gumbel(0, 1) numbers -log(-log(u + eps) + eps), float32."""
+    return -torch.log(-torch.log(counter_uniform(key, step, count) + eps) + eps)

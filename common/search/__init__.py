@@ -1,0 +1,1 @@
+"""Method-neutral parts of bit-width searches."""

@@ -1,0 +1,307 @@
+"""The HMQ block: a quantizer whose threshold and bit-width are a Gumbel-softmax sample (Habi et al. 2020, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from common.quantizers import AffineQuantizer, Quantizer, Traits, power_of_two_exponent
+from common.random import counter_gumbel
+
+NUM_THRESHOLDS = 9  # T = {2^M, ..., 2^(M-8)}, eq. 1
+
+
+@dataclass(frozen=True)
+class ClipRule:
+    """Where the range ends and what the gradient does there.
+
+    Attributes:
+        signed: -(t - D) .. t (eq. 2), else 0 .. t - D (eq. 3).
+        upper_at_threshold: unsigned ranges end at t, that is at 2^b + 1 levels (public code).
+        ends_are_clipped: values that round onto an end of the range count as clipped (public code); by default they
+            count as inside.
+    """
+
+    signed: bool
+    upper_at_threshold: bool = False
+    ends_are_clipped: bool = False
+
+    @property
+    def upper_follows_step(self) -> bool:
+        """Whether the upper end is t - D rather than t."""
+        return not (self.signed or self.upper_at_threshold)
+
+
+def quantize_with(x: Tensor, step: Tensor, threshold: Tensor, rule: ClipRule) -> Tensor:
+    """Q(x, D, t): clip(D round(x / D), -(t - D), t) signed (eq. 2), clip(D round(x / D), 0, t - D) unsigned (eq. 3).
+
+    Args:
+        x: real values, any shape.
+        step: D > 0, broadcasts to x.
+        threshold: t > 0, shape of step.
+        rule: which range, and what counts as clipped.
+
+    Returns:
+        shape and dtype of x; the arithmetic runs in the dtype of `step`. With q = D round(x / D) and the state of the
+        clip decided on q, ends of the range included in "inside":
+        dQ/dx is 1 inside and 0 outside; dQ/dD is round(x/D) - x/D inside, 1 below (signed), -1 above (unsigned), else
+        0; dQ/dt is -1 below (signed), 1 above, else 0.
+    """
+    if torch.compiler.is_compiling():
+        return _quantize_plain(x, step, threshold, rule)
+    return _QuantizeEager.apply(x, step, threshold, rule)
+
+
+def _bounds(step: Tensor, threshold: Tensor, rule: ClipRule) -> tuple[Tensor, Tensor]:
+    low = step - threshold if rule.signed else torch.zeros_like(step)
+    return low, threshold - step if rule.upper_follows_step else threshold
+
+
+def _quantize_plain(x: Tensor, step: Tensor, threshold: Tensor, rule: ClipRule) -> Tensor:
+    """Plain tensor code, which the compiler fuses with its neighbours."""
+    low, high = _bounds(step, threshold, rule)
+    steps = x.to(step.dtype) / step
+    q = step * (steps + (torch.round(steps) - steps).detach())
+    below, above = (q <= low, q >= high) if rule.ends_are_clipped else (q < low, q > high)
+    return torch.where(below, low, torch.where(above, high, q)).to(x.dtype)
+
+
+class _QuantizeEager(torch.autograd.Function):
+    """The same function with a hand-written backward: fewer passes over memory than autograd makes in eager mode."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, step: Tensor, threshold: Tensor, rule: ClipRule) -> Tensor:
+        low, high = _bounds(step, threshold, rule)
+        q = torch.div(x.to(step.dtype), step).round_().mul_(step)
+        y = torch.maximum(q, low)
+        torch.minimum(y, high, out=y)
+        inside = (q > low) & (q < high) if rule.ends_are_clipped else torch.eq(y, q)
+        ctx.save_for_backward(x, y, inside, step)
+        ctx.rule = rule
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, y, inside, step = ctx.saved_tensors
+        grad_values = grad.to(step.dtype)
+        grad_x = grad_values * inside
+        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
+            return grad_x.to(x.dtype), None, None, None
+        # Inside, round(x/D) - x/D = (Q - x) / D; outside grad_x is 0 and drops the term.
+        error = torch.sub(y, x.to(step.dtype))
+        grad_step = _sum_of_products(grad_x, error, step.shape) / step
+        clipped = grad_values - grad_x
+        # A clipped value with x > 0 lies above, the others lie below (the lower end is never above 0).
+        above = _sum_of_products(clipped, (x > 0).to(step.dtype), step.shape)
+        grad_threshold = above
+        if ctx.rule.upper_follows_step:
+            grad_step = grad_step - above
+        if ctx.rule.signed:
+            below = clipped.sum_to_size(step.shape) - above
+            grad_step, grad_threshold = grad_step + below, above - below
+        return grad_x.to(x.dtype), grad_step, grad_threshold, None
+
+
+def _sum_of_products(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
+    """(a * b).sum_to_size(shape), as batched dot products where one value per sample is asked for."""
+    if len(shape) == a.dim() and a.dim() > 1 and shape[0] == a.shape[0] and all(n == 1 for n in shape[1:]):
+        n = a.shape[0]
+        if a.is_contiguous(memory_format=torch.channels_last) and b.is_contiguous(memory_format=torch.channels_last):
+            a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
+        return torch.bmm(a.reshape(n, 1, -1), b.reshape(n, -1, 1)).reshape(shape)
+    return (a * b).sum_to_size(shape)
+
+
+class HMQBlock(Quantizer):
+    """Owns the grid T x B and one logit per pair.
+
+    While `searching`, training samples the pair (eq. 4) and quantizes with the expected step and threshold (eq. 5, 6);
+    eval mode, and training once the pair is frozen, use the chosen pair alone.
+
+    Args:
+        bit_widths: B. One entry for activations, whose width follows from a memory bound (section 4.2).
+        rule: the range, signed or unsigned, and its gradient at the ends.
+        noise: "tensor" draws one sample a forward pass, "batch" one per element of axis 0 (activations), "channel" one
+            per element of axis 1 (weights: input channels; a depthwise kernel has one).
+        noise_channels: number of samples for "channel".
+        initial_probability: probability of (largest t, largest b); the rest is spread evenly (section 5).
+        num_thresholds: |T|.
+        exponent_margin: added to the smallest M with 2^M >= max |x| (public code: 1 for weights).
+        selection: "marginal" takes the width with the largest probability summed over t, then the best t for it (public
+            code); "joint" the largest logit (paper). The same for a single width.
+        noise_eps: added inside both logarithms of the Gumbel noise (public code: 1e-6).
+
+    Buffers: max_exponent M, thresholds (T,), bit_widths (B,), step_sizes (T, B), temperature tau, frozen_pair (index
+    into T x B, -1 while searching), noise_key and noise_step of the random stream.
+    """
+
+    traits: ClassVar[Traits] = Traits(bit_widths=tuple(range(1, 9)))
+
+    def __init__(
+        self,
+        bit_widths: Sequence[int],
+        rule: ClipRule,
+        noise: str = "tensor",
+        noise_channels: int = 1,
+        initial_probability: float = 0.9,
+        num_thresholds: int = NUM_THRESHOLDS,
+        exponent_margin: int = 0,
+        selection: str = "marginal",
+        noise_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        if not bit_widths or not all(1 <= b <= 8 for b in bit_widths):
+            raise ValueError(f"bit_widths must be a non-empty selection of 1..8, got {list(bit_widths)}")
+        if noise not in ("tensor", "batch", "channel"):
+            raise ValueError(f"noise must be tensor, batch or channel, got {noise!r}")
+        if selection not in ("marginal", "joint"):
+            raise ValueError(f"selection must be marginal or joint, got {selection!r}")
+        if not 0 < initial_probability < 1:
+            raise ValueError(f"initial_probability must lie between 0 and 1, got {initial_probability}")
+        self.rule, self.noise, self.noise_channels = rule, noise, noise_channels
+        self.selection, self.noise_eps, self.exponent_margin = selection, noise_eps, exponent_margin
+        self.searching = True
+        size = (num_thresholds, len(bit_widths))
+        self.logits = nn.Parameter(torch.zeros(size))
+        self.register_buffer("max_exponent", torch.tensor(0.0))
+        self.register_buffer("thresholds", torch.zeros(num_thresholds))
+        self.register_buffer("bit_widths", torch.zeros(len(bit_widths)))
+        self.register_buffer("step_sizes", torch.zeros(size))
+        self.register_buffer("temperature", torch.tensor(1.0))
+        self.register_buffer("frozen_pair", torch.tensor(-1))
+        self.register_buffer("noise_key", torch.tensor(0))
+        self.register_buffer("noise_step", torch.tensor(0))
+        self.set_bit_widths(bit_widths)
+        self.reset_logits(initial_probability)
+
+    @torch.no_grad()
+    def reset_logits(self, probability: float) -> None:
+        """log p for (largest t, largest b), log((1 - p) / (n - 1)) for the other n - 1 pairs."""
+        others = self.logits.numel() - 1
+        if others:
+            self.logits.fill_(torch.log(torch.tensor((1 - probability) / others)))
+            self.logits[0, self.bit_widths.argmax()] = torch.log(torch.tensor(probability))
+
+    @torch.no_grad()
+    def reset_logits_like_public_code(self, generator: torch.Generator, probability: float = 0.95) -> None:
+        """-U(0, 1) for all pairs but the first of n, which gets log(p n / (1 - p))."""
+        self.logits.copy_(-torch.rand(self.logits.shape, generator=generator))
+        n = self.logits.numel()
+        if n > 1:
+            first = torch.log(torch.tensor(probability * n / (1 - probability)))
+            self.logits[0, self.bit_widths.argmax()] = first
+
+    @torch.no_grad()
+    def set_max_abs(self, max_abs: float) -> None:
+        """Set M to the smallest integer with 2^M >= max_abs (section 4.1)."""
+        self.max_exponent.fill_(power_of_two_exponent(max_abs) + self.exponent_margin)
+        self._fill_grid()
+
+    @torch.no_grad()
+    def set_bit_widths(self, bit_widths: Sequence[int]) -> None:
+        """Replace the widths of B, keeping their number and the logits (section 4.2: the column keeps its logits)."""
+        self.bit_widths.copy_(torch.tensor([float(b) for b in bit_widths]))
+        self._fill_grid()
+
+    def _fill_grid(self) -> None:
+        # In Python, where powers of two are exact; torch.exp2 does not promise that.
+        top = int(self.max_exponent)
+        thresholds = [2.0 ** (top - i) for i in range(len(self.thresholds))]
+        scale = 2.0 if self.rule.signed else 1.0
+        steps = [[scale * t / 2.0 ** int(b) for b in self.bit_widths.tolist()] for t in thresholds]
+        self.thresholds.copy_(torch.tensor(thresholds))
+        self.step_sizes.copy_(torch.tensor(steps))
+
+    def probabilities(self) -> Tensor:
+        """pi_hat = softmax of the logits over all pairs, (T, B)."""
+        return torch.softmax(self.logits.flatten(), 0).reshape(self.logits.shape)
+
+    def sample(self, count: int) -> Tensor:
+        """P(T, B | g) of eq. 4 with `count` independent draws of g, (count, T, B)."""
+        pairs = self.logits.numel()
+        noise = counter_gumbel(self.noise_key, self.noise_step, count * pairs, self.noise_eps).reshape(count, pairs)
+        scores = torch.log_softmax(self.logits.flatten(), 0) + noise.to(self.logits.dtype)
+        return torch.softmax(scores / self.temperature, 1).reshape(count, *self.logits.shape)
+
+    def expected_step_and_threshold(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """D_hat (eq. 5) and t_hat (eq. 6) of each of n samples: (n, T, B) -> (n,), (n,)."""
+        step = (probabilities * self.step_sizes).sum((1, 2))
+        threshold = (probabilities.sum(2) * self.thresholds).sum(1)
+        return step, threshold
+
+    def expected_bit_width(self, sampled: bool = False) -> Tensor:
+        """E[b] = sum_b b P_B(b), scalar; from softmax(pi), or from the samples of this step's forward pass (eq. 7)."""
+        pairs = self.sample(self.noise_channels).mean(0) if sampled else self.probabilities()
+        return (pairs.sum(0) * self.bit_widths).sum()
+
+    def best_pair(self, bit_width: int | None = None) -> int:
+        """Index into the flattened T x B of the pair to choose; with `bit_width`, the best threshold for that width."""
+        pairs = self.probabilities().detach()
+        if bit_width is not None:
+            column = self.bit_widths.tolist().index(bit_width)
+        elif self.selection == "joint":
+            return int(pairs.argmax())
+        else:
+            column = int(pairs.sum(0).argmax())
+        return int(pairs[:, column].argmax()) * pairs.shape[1] + column
+
+    def _chosen_pair(self) -> Tensor:
+        """The pair as a tensor, without a host synchronisation."""
+        pairs = self.probabilities()
+        if self.selection == "joint":
+            best = pairs.argmax()
+        else:
+            column = pairs.sum(0).argmax()
+            best = torch.take(pairs.t(), column * pairs.shape[0] + torch.arange(pairs.shape[0], device=pairs.device))
+            best = best.argmax() * pairs.shape[1] + column
+        return torch.where(self.frozen_pair >= 0, self.frozen_pair, best)
+
+    def hard_step_and_threshold(self) -> tuple[Tensor, Tensor]:
+        """D and t of the chosen pair, scalars without gradient."""
+        pair = self._chosen_pair().detach()
+        return torch.take(self.step_sizes, pair), torch.take(self.thresholds, pair // self.step_sizes.shape[1])
+
+    @torch.no_grad()
+    def freeze(self, pair: int | None = None) -> None:
+        """End the search: keep `pair` (default: the best one) from now on."""
+        self.frozen_pair.fill_(self.best_pair() if pair is None else pair)
+        self.searching = False
+
+    @property
+    def bit_width(self) -> Tensor:  # type: ignore[override]
+        """Width of the chosen pair, scalar tensor."""
+        return torch.take(self.bit_widths, self._chosen_pair() % self.bit_widths.numel())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.searching):
+            step, threshold = self.hard_step_and_threshold()
+            return quantize_with(x, step, threshold, self.rule)
+        if self.noise == "batch":
+            count, shape = x.shape[0], (-1, *[1] * (x.dim() - 1))
+        elif self.noise == "channel":
+            count, shape = self.noise_channels, (1, -1, *[1] * (x.dim() - 2))
+        else:
+            count, shape = 1, (1,) * x.dim()
+        step, threshold = self.expected_step_and_threshold(self.sample(count))
+        return quantize_with(x, step.reshape(shape), threshold.reshape(shape), self.rule)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.searching = int(self.frozen_pair) < 0  # a resumed second phase stays in the second phase
+
+    @torch.no_grad()
+    def inference_form(self) -> AffineQuantizer:
+        """Integers -(2^(b-1) - 1) .. 2^(b-1) or 0 .. 2^b - 1, scale D: a power of two, so equal in value."""
+        bit_width = int(self.bit_width)
+        plain = AffineQuantizer(bit_width, self.rule.signed).to(self.step_sizes.device)
+        plain.scale.copy_(self.hard_step_and_threshold()[0])
+        if self.rule.signed:
+            plain.quant_min += 1
+            plain.quant_max += 1
+        elif self.rule.upper_at_threshold:
+            plain.quant_max += 1
+        return plain
