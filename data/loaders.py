@@ -67,6 +67,8 @@ class ResumableLoader:
         DataError: there is no complete batch to give.
     """
 
+    batch_sampler = None  # Lightning looks for it wherever there is a sampler
+
     def __init__(
         self, size: int, batch_size: int, seed: int, *, shuffle: bool, drop_last: bool, sharded: bool = True
     ) -> None:
