@@ -81,7 +81,7 @@ class MobileNetV2ReLU(nn.Module):
         return self.classifier(self.pool(self.features(images)).flatten(1))
 
     def adapt_state_dict(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A head `classifier10.*` becomes `classifier.*`; its list of ImageNet classes, `classifier10.classes`, goes."""
+        """A head `classifier10.*` becomes `classifier.*`; its list of class indices, `classifier10.classes`, goes."""
         return {
             name.replace("classifier10.", "classifier."): value
             for name, value in state.items()

@@ -67,7 +67,7 @@ _OWN: dict[str, tuple[Callable[..., nn.Module], ModelInfo]] = {
     "mobilenet_v1": (mobilenet_v1, _imagenet("mobilenet_v1")),
     "mobilenet_v2_relu": (mobilenet_v2_relu, _imagenet("mobilenet_v2_relu")),
     # mean and standard deviation of scikit-learn's 1,797 images with their values 0..16 divided by 16
-    "digits_net": (digits_net, ModelInfo("digits_net", (1, 8, 8), 10, mean=(0.3053,), std=(0.3761,))),
+    "digits_net": (digits_net, ModelInfo("digits_net", (1, 8, 8), 10, mean=(0.3053,), std=(0.3760,))),
 }
 
 
@@ -95,8 +95,8 @@ def build_model(name: str, num_classes: int | None = None, pretrained: bool = Fa
         trained_classes = len(_torchvision_weights(key).meta["categories"])
         if num_classes not in (None, trained_classes):
             raise UserError(
-                f"the pre-trained weights of {name} have {trained_classes} classes, not {num_classes}; leave the number "
-                "of classes out, or take a timm: name, whose classifier is then new"
+                f"the pre-trained weights of {name} have {trained_classes} classes, not {num_classes}; leave the "
+                "number of classes out, or take a timm: name, whose classifier is then new"
             )
     if source == "own":
         build = _OWN[key][0]

@@ -143,14 +143,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
-    with np.load(path, allow_pickle=False) as arrays:
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
-        # astype: torch takes native byte order only
-        return {
-            name: torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
-            for name, array in ((name, arrays[name]) for name in arrays.files)
-        }
+    archive = np.load(path, allow_pickle=False)
+    if isinstance(archive, np.ndarray):
+        raise ValueError("it holds a single array without a name")
+    with archive:
+        arrays = {name: archive[name] for name in archive.files}
+    # torch takes native byte order only
+    return {name: torch.from_numpy(array.astype(array.dtype.newbyteorder("="))) for name, array in arrays.items()}
 
 
 def _read_torch(path: Path) -> Any:

@@ -1,0 +1,148 @@
+"""Published counts, shapes and traceability of our own networks, and counts of those taken from libraries."""
+
+import pytest
+import torch
+from torch import nn
+
+from common.models import build_model, list_models, model_info
+from common.models.cifar_resnet import CifarResNet, PaddedShortcut
+from common.models.mobilenet_v1 import MobileNetV1
+
+
+def build_without_memory(name: str, **kwargs) -> nn.Module:
+    with torch.device("meta"):
+        return build_model(name, **kwargs)
+
+
+def weights_and_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Weights of convolution and linear layers (no biases) and MACs of one image; model on the meta device."""
+    counts = {"weights": 0, "macs": 0}
+
+    def count(layer: nn.Module, _inputs, output: torch.Tensor) -> None:
+        positions = output[0, 0].numel() if output.ndim == 4 else 1
+        counts["weights"] += layer.weight.numel()
+        counts["macs"] += layer.weight.numel() * positions
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    model.eval()(torch.empty(1, *input_shape, device="meta"))
+    return counts["weights"], counts["macs"]
+
+
+@pytest.mark.parametrize(
+    "name, num_parameters",
+    [
+        # 27*16 + 32 (stem), 6n 3x3 convolutions with batch norm, 650 (classifier), from He et al., section 4.2
+        ("resnet20", 269_722),
+        ("resnet32", 464_154),
+        ("resnet44", 658_586),
+        ("resnet56", 853_018),
+        ("resnet18_cifar", 11_173_962),
+        ("vgg_small", 4_660_106),
+        ("digits_net", 19_130),
+        ("mobilenet_v1", 4_231_976),
+        # torchvision's 3,504,872 and the expansion convolution of the first block, 32 * 32 + 64
+        ("mobilenet_v2_relu", 3_505_960),
+    ],
+)
+def test_number_of_parameters(name, num_parameters):
+    assert sum(p.numel() for p in build_without_memory(name).parameters()) == num_parameters
+
+
+@pytest.mark.parametrize(
+    "name, num_weights, num_macs",
+    [
+        ("resnet20", 268_336, 40_551_040),
+        ("mobilenet_v1", 4_209_088, 568_740_352),
+        ("mobilenet_v2", 3_469_760, 300_774_272),
+        ("resnet50", 25_502_912, 4_089_184_256),
+        # the paper prints 0.39 billion MACs; the digits behind that are those on which torchvision and timm agree
+        ("efficientnet_b0", 5_236_192, 385_814_752),
+        ("timm:efficientnet_b0", 5_236_192, 385_814_752),
+    ],
+)
+def test_number_of_weights_and_macs(name, num_weights, num_macs):
+    assert weights_and_macs(build_without_memory(name), model_info(name).input_shape) == (num_weights, num_macs)
+
+
+@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_own_networks_trace_to_equal_outputs(name, training):
+    torch.manual_seed(0)
+    model = build_model(name, num_classes=7).train(training)
+    channels, side, _ = model_info(name).input_shape
+    images = torch.randn(2, channels, min(side, 64), min(side, 64))
+    expected = model(images)
+    assert expected.shape == (2, 7)
+    traced = torch.fx.symbolic_trace(model)
+    assert torch.equal(traced(images), expected)
+    assert set(traced.state_dict()) == set(model.state_dict())
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_relu_is_a_module_called_once(name):
+    nodes = torch.fx.symbolic_trace(build_model(name)).graph.nodes
+    modules = dict(build_model(name).named_modules())
+    calls = [n.target for n in nodes if n.op == "call_module" and isinstance(modules[n.target], nn.ReLU | nn.ReLU6)]
+    assert len(calls) == len(set(calls)) > 0
+    assert not [n for n in nodes if n.op in ("call_function", "call_method") and "relu" in str(n.target)]
+
+
+def test_padded_shortcut_subsamples_and_pads_both_sides():
+    x = torch.arange(32.0).reshape(1, 2, 4, 4)
+    y = PaddedShortcut(2, 4, stride=2)(x)
+    assert y[0, 1].tolist() == [[0.0, 2.0], [8.0, 10.0]]
+    assert y[0, 2].tolist() == [[16.0, 18.0], [24.0, 26.0]]
+    assert y[0, 0].eq(0).all() and y[0, 3].eq(0).all()
+
+
+def test_resnet20_has_the_names_of_the_published_checkpoints():
+    names = set(build_model("resnet20").state_dict())
+    assert len(names) == 19 * 6 + 2  # 19 convolutions with batch norm (5 entries), the classifier
+    assert {"conv1.weight", "bn1.running_var", "layer1.0.conv1.weight", "layer3.2.bn2.bias", "linear.bias"} <= names
+
+
+def test_cifar_resnet_rejects_impossible_depth():
+    with pytest.raises(ValueError, match=r"depth must be 6n \+ 2 .* got 21"):
+        CifarResNet(21)
+
+
+def test_mobilenet_v1_width_and_activation():
+    model = MobileNetV1(width_mult=0.25, activation="relu6")
+    # 470,072 parameters: MobileNetV1 0.25 of the paper's table 7 has 0.5 million
+    assert sum(p.numel() for p in model.parameters()) == 470_072
+    assert sum(isinstance(m, nn.ReLU6) for m in model.modules()) == 27
+    assert model.eval()(torch.zeros(1, 3, 128, 128)).shape == (1, 1000)
+
+
+def test_mobilenet_v1_rejects_unknown_activation():
+    with pytest.raises(ValueError, match=r"activation must be one of.*'tanh'"):
+        MobileNetV1(activation="tanh")
+
+
+def test_mobilenet_v1_rejects_width_zero():
+    with pytest.raises(ValueError, match="width_mult must be above 0, got 0"):
+        MobileNetV1(width_mult=0)
+
+
+def test_digits_net_learns_the_digits_in_seconds():
+    from sklearn.datasets import load_digits
+
+    torch.manual_seed(0)
+    digits, info = load_digits(), model_info("digits_net")
+    images = (torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16 - info.mean[0]) / info.std[0]
+    labels = torch.tensor(digits.target)
+    order = torch.randperm(len(labels))
+    train, test = order[:1437], order[1437:]
+    model = build_model("digits_net")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=8)
+    for _ in range(8):
+        for batch in train[torch.randperm(len(train))].split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+            optimizer.step()
+        schedule.step()
+    accuracy = (model.eval()(images[test]).argmax(1) == labels[test]).float().mean().item()
+    assert accuracy > 0.97
