@@ -49,8 +49,7 @@ class ResumableLoader:
 
     The order of the samples is a function of (seed, epoch), so the state of a loader is an epoch and a number of
     batches. Lightning keeps `state_dict()` in its checkpoints and gives it to `load_state_dict` when it resumes in
-    mid-epoch; it sets the epoch through `sampler.set_epoch`. Without Lightning, every finished pass moves on to the
-    next epoch by itself.
+    mid-epoch. Every pass is of the next epoch, also after one that was broken off.
 
     In distributed training every rank takes its strided part of the same permutation. Training parts (`shuffle`) are of
     equal length: what is left over is dropped with `drop_last`, otherwise the permutation is continued from its start.
@@ -81,9 +80,10 @@ class ResumableLoader:
         self.drop_last = drop_last
         self.sharded = sharded
         self.batches_processed: Callable[[], int] | None = None  # the trainer's own count for this epoch, where known
-        self._epoch = 0
-        self._position = 0  # batches of this epoch given out
-        self._resume = False  # the next pass starts at _position instead of 0
+        self._epoch = 0  # of the latest pass, or of the first one to come
+        self._position = 0  # batches given out in it
+        self._counting = False  # a pass was begun or a state restored: the next pass is of the next epoch
+        self._resume = False  # except this: the next pass goes on at _position
         if len(self) == 0:
             world_size = self._shard()[1]
             raise DataError(
@@ -101,9 +101,16 @@ class ResumableLoader:
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """The next pass is of this epoch; a restored position counts only if it was in this epoch."""
-        if epoch != self._epoch:
-            self._epoch, self._position, self._resume = epoch, 0, False
+        """The trainer announces its epoch: a new loader starts there.
+
+        Later the loader counts its passes itself, because Lightning 2.6 skips a number when it resumes with max_steps
+        from the end of an epoch. What a restored loader learns is whether the epoch it stands in is still to be
+        finished: with limit_train_batches it cannot know.
+        """
+        if not self._counting:
+            self._epoch = epoch
+        elif epoch != self._epoch:
+            self._resume = False
 
     def __len__(self) -> int:
         samples = self._samples_per_rank()
@@ -111,16 +118,13 @@ class ResumableLoader:
 
     def __iter__(self) -> Iterator[Any]:
         # A generator runs nothing before its first batch is asked for: Lightning calls iter() before it sets the epoch.
-        if self._resume and self._position >= len(self):
-            self.set_epoch(self._epoch + 1)
-        start = self._position if self._resume else 0
-        self._resume = False
-        self._position = start
-        rank_indices = self._rank_indices()
-        for batch in self._batches(rank_indices, start):
+        if not (self._resume and self._position < len(self)):
+            self._epoch += self._counting
+            self._position = 0
+        self._counting, self._resume = True, False
+        for batch in self._batches(self._rank_indices(), self._position):
             self._position += 1
             yield batch
-        self.set_epoch(self._epoch + 1)
 
     def state_dict(self) -> dict[str, int]:
         position = self._position
@@ -150,7 +154,8 @@ class ResumableLoader:
                     f"the checkpoint stands in mid-epoch with {was}, the data now have {now}: "
                     "resume with the same settings"
                 )
-        self._epoch, self._position, self._resume = state["epoch"], state["position"], True
+        self._epoch, self._position = state["epoch"], state["position"]
+        self._counting = self._resume = True
 
     def _batches(self, indices: Tensor, start: int) -> Iterator[Any]:
         """Yield batches start, start + 1, ..., len(self) - 1 of this rank's sample indices, (samples,) int64."""
