@@ -8,10 +8,12 @@ from pytorch_lightning import LightningDataModule
 from data.cifar10 import CIFAR10Data
 from data.digits import DigitsData
 from data.errors import DataError
+from data.imagenet import ImageNetData
 
 DATA_SETS: dict[str, Callable[..., LightningDataModule]] = {
     "digits": DigitsData,
     "cifar10": CIFAR10Data,
+    "imagenet": ImageNetData,
 }
 
 
@@ -26,4 +28,4 @@ def make_data(name: str, **kwargs: Any) -> LightningDataModule:
     return DATA_SETS[name](**kwargs)
 
 
-__all__ = ["DATA_SETS", "CIFAR10Data", "DataError", "DigitsData", "make_data"]
+__all__ = ["DATA_SETS", "CIFAR10Data", "DataError", "DigitsData", "ImageNetData", "make_data"]

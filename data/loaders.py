@@ -44,6 +44,12 @@ def processed_batches(data_module: LightningDataModule) -> Callable[[], int] | N
     return lambda: trainer.fit_loop.epoch_loop.batch_progress.current.processed
 
 
+def data_device(data_module: LightningDataModule) -> torch.device:
+    """The module's `device` setting; without one its trainer's device; without a trainer the CPU."""
+    trainer = data_module.trainer
+    return torch.device(data_module.device or (trainer.strategy.root_device if trainer else "cpu"))
+
+
 class ResumableLoader:
     """An iterable over the batches of one epoch; subclasses say how a batch is made.
 

@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.errors import DataError
-from data.loaders import Batch, ResumableLoader, derived_generator, derived_seed, processed_batches, shuffled
+from data.loaders import (
+    Batch,
+    ResumableLoader,
+    data_device,
+    derived_generator,
+    derived_seed,
+    processed_batches,
+    shuffled,
+)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -290,7 +298,7 @@ class TensorDataModule(LightningDataModule):
     def _split(self, split: str) -> Batch:
         self.setup()
         images, labels = self._splits[split]
-        device = torch.device(self.device or (self.trainer.strategy.root_device if self.trainer else "cpu"))
+        device = data_device(self)
         if images.device != device:
             images, labels = self._splits[split] = images.to(device), labels.to(device)
         return images, labels
