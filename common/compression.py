@@ -41,7 +41,7 @@ def activation_compression_rate(num_elements: Mapping[str, int], bit_widths: Map
 def activation_bit_widths(
     num_elements: Mapping[str, int], target_acr: float, max_bit_width: int = 8
 ) -> dict[str, int]:
-    """b(X) = min(floor(U / |X|), max_bit_width) with U = 32 max |X| / target_acr bits for any one tensor (HMQ, eq. 10, 11).
+    """b(X) = min(floor(U / |X|), max_bit_width), where U = 32 max |X| / target_acr bits (HMQ, eq. 10 and 11).
 
     Raises:
         UserError: the bound leaves some tensor less than one bit per value.

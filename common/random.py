@@ -1,8 +1,8 @@
-"""Random numbers that are a pure function of (seed, rank, site, step, index): a resumed run draws what the uninterrupted one would.
+"""Random numbers that are a pure function of (seed, rank, site, step, index).
 
-A counter-based generator: 32-bit integer hashing in plain tensor code, so that it fuses under `torch.compile` and
-gives the same numbers on every device. No state, hence nothing to save. Products stay below 2^63, because the
-multipliers are below 2^31 and the operands below 2^32.
+A resumed run draws what the uninterrupted one would. The generator is counter-based: 32-bit integer hashing in plain
+tensor code, so that it fuses under `torch.compile` and gives the same numbers on every device. It has no state, hence
+nothing to save. Products stay below 2^63, because the multipliers are below 2^31 and the operands below 2^32.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def round_ste(x: Tensor) -> Tensor:
 
 
 def clip(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
-    """min(max(x, low), high). dy/dx is 1 on the closed interval [low, high]; outside, the gradient goes to the bound."""
+    """min(max(x, low), high). dy/dx is 1 on the closed interval; outside it, the gradient goes to the bound."""
     low = torch.as_tensor(low, dtype=x.dtype, device=x.device)
     high = torch.as_tensor(high, dtype=x.dtype, device=x.device)
     return torch.where(x < low, low, torch.where(x > high, high, x))

@@ -1,4 +1,4 @@
-"""The HMQ block: a quantizer whose threshold and bit-width are a Gumbel-softmax sample (Habi et al. 2020, section 3)."""
+"""The HMQ block: a quantizer whose threshold and bit-width are a Gumbel-softmax sample (HMQ, section 3)."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ class _QuantizeEager(torch.autograd.Function):
         y = torch.maximum(q, low)
         torch.minimum(y, high, out=y)
         inside = (q > low) & (q < high) if rule.ends_are_clipped else torch.eq(y, q)
-        ctx.save_for_backward(x, y, inside, step)
+        ctx.save_for_backward(x, y, inside, step, low)
         ctx.rule = rule
         return y.to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, y, inside, step = ctx.saved_tensors
+        x, y, inside, step, low = ctx.saved_tensors
         grad_values = grad.to(step.dtype)
         grad_x = grad_values * inside
         if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
@@ -95,8 +95,7 @@ class _QuantizeEager(torch.autograd.Function):
         error = torch.sub(y, x.to(step.dtype))
         grad_step = _sum_of_products(grad_x, error, step.shape) / step
         clipped = grad_values - grad_x
-        # A clipped value with x > 0 lies above, the others lie below (the lower end is never above 0).
-        above = _sum_of_products(clipped, (x > 0).to(step.dtype), step.shape)
+        above = _sum_of_products(clipped, (y > low).to(step.dtype), step.shape)
         grad_threshold = above
         if ctx.rule.upper_follows_step:
             grad_step = grad_step - above

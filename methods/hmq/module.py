@@ -1,0 +1,407 @@
+"""HMQ's two-phase training (Habi et al. 2020, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from common.calibration import observe_activations, quantizers_off
+from common.callbacks import PhaseSwitch, PolicyLogger, SavePacked, TargetCompressionSchedule, TemperatureAnnealing
+from common.compression import FLOAT_BITS, activation_bit_widths, weight_compression_rate
+from common.errors import UserError
+from common.graph import activation_outputs
+from common.search.repair import Change, repair_to_budget
+from common.training import QuantizedModule
+from common.training.schedule import CyclicSchedule
+from methods.hmq.quantizer import ClipRule, HMQBlock
+
+PUBLISHED_EPOCHS, PUBLISHED_SEARCH_EPOCHS = 50, 30  # section 5
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Where paper and public code disagree. The defaults follow neither as a whole; README.md gives the reasons.
+
+    Attributes:
+        num_thresholds: |T|: 9 in the paper (eq. 1), 8 in the code.
+        weight_exponent_margin: M of weights above the smallest 2^M >= max |w|: 0 paper, 1 code.
+        activation_maximum: "running" maximum over all calibration batches (paper) or "leaky", base += 0.9 (max - base)
+            (code).
+        maximum_at: "output" of the ReLU (paper) or its "input" (code: of the absolute pre-activation).
+        calibrate_quantized: record activations with all quantizers on (code) or off (paper).
+        upper_at_threshold: unsigned range up to t (code) or t - D (paper).
+        ends_are_clipped: no gradient to x for values that round to an end of the range (code).
+        temperature_rate: r of eq. 12: e^-2 as printed, 0.01 in the code.
+        activation_logit_learning_rate: of activation logits; None is that of the weight logits (paper), 1e-2 in the code.
+        initial_logits: "paper" (0.9 on one pair, the rest even) or "code" (random, 0.95).
+        noise: "sample" draws noise per image and per input channel (code), "tensor" once per tensor.
+        expected_bits: E[b] from the "softmax" of the logits (code) or from the noisy "sample" (paper).
+        selection: final pair by "marginal" (code) or "joint" probability (paper).
+        min_activation_bit_width: 1 (paper) or 4 (code).
+        skip_classifier: leave the last layer alone (code, ResNet-50).
+    """
+
+    num_thresholds: int = 9
+    weight_exponent_margin: int = 0
+    activation_maximum: Literal["running", "leaky"] = "running"
+    maximum_at: Literal["output", "input"] = "output"
+    calibrate_quantized: bool = False
+    upper_at_threshold: bool = False
+    ends_are_clipped: bool = False
+    temperature_rate: float = 0.01
+    activation_logit_learning_rate: float | None = None
+    initial_logits: Literal["paper", "code"] = "paper"
+    noise: Literal["sample", "tensor"] = "sample"
+    expected_bits: Literal["softmax", "sample"] = "softmax"
+    selection: Literal["marginal", "joint"] = "marginal"
+    min_activation_bit_width: int = 1
+    skip_classifier: bool = False
+
+    @classmethod
+    def of(cls, preset: str, overrides: dict[str, Any] | None = None) -> Choices:
+        """The choices of a preset ("follow", "paper", "code") with single ones replaced.
+
+        Raises:
+            UserError: unknown preset or choice.
+        """
+        if preset not in PRESETS:
+            raise UserError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+        overrides = overrides or {}
+        known = [field.name for field in fields(cls)]
+        if unknown := [name for name in overrides if name not in known]:
+            raise UserError(f"unknown choice {unknown[0]!r}: choose from {', '.join(known)}")
+        return replace(PRESETS[preset], **overrides)
+
+
+PRESETS = {
+    "follow": Choices(),
+    "paper": Choices(
+        temperature_rate=0.1353352832366127,  # e^-2
+        noise="tensor",
+        expected_bits="sample",
+        selection="joint",
+    ),
+    "code": Choices(
+        num_thresholds=8,
+        weight_exponent_margin=1,
+        activation_maximum="leaky",
+        maximum_at="input",
+        calibrate_quantized=True,
+        upper_at_threshold=True,
+        ends_are_clipped=True,
+        activation_logit_learning_rate=1e-2,
+        initial_logits="code",
+        min_activation_bit_width=4,
+    ),
+}
+
+
+def expected_compression_rate(expected_bit_widths: Tensor, sizes: Tensor) -> Tensor:
+    """R~ = 32 sum |theta_i| / sum E[b_i] |theta_i| (eq. 7), scalar; both arguments (number of weight tensors,)."""
+    return FLOAT_BITS * sizes.sum() / (expected_bit_widths * sizes).sum()
+
+
+def compression_loss(rate: Tensor, target: Tensor | float) -> Tensor:
+    """J_w = max(0, R_w - R~) / R_w (eq. 9), scalar."""
+    return F.relu(target - rate) / target
+
+
+class HMQ(QuantizedModule):
+    """Search of thresholds and bit-widths in cycles, then fine-tuning of the weights alone.
+
+    Args:
+        target_wcr, target_acr: R_w and R_a; the widths of B bound R_w, and every activation needs at least one bit.
+        weight_bit_widths: B of weights: 1..8 on CIFAR, 2..8 on ImageNet (section 5).
+        rate_weight: lambda of eq. 8; 32 on CIFAR (section 5.1).
+        learning_rate: of the network's parameters (section 5).
+        logit_learning_rate_multiplier: logits learn this many times faster (section 5.2).
+        scale_logit_learning_rate: in a run that is shorter than the published one, multiply the logits' rate by
+            published over actual steps of the search, so that an adaptive optimizer moves them as far.
+        published_steps_per_epoch: steps that the published schedule has in an epoch; needed for that scaling.
+        weight_decay: decoupled, on the network's parameters only (public code).
+        search_fraction: share of the search in the whole run; 30 of 50 epochs (section 5).
+        cycles, ramp_cycles: cycles of the search, cycles in which the targets rise (section 5).
+        updates_per_cycle: temperature updates in a cycle: 5 epochs of 25 updates (section 5).
+        min_temperature: eq. 12.
+        budget_repair: at the end of the search move the policy onto the target (off for published rows).
+        preset, choices: see `Choices`.
+        log_every_n_steps: of bit-widths and compression.
+
+    Other arguments: see QuantizedModule.
+
+    Raises:
+        UserError: a target that B or the memory bound cannot meet.
+    """
+
+    def __init__(
+        self,
+        model: str = "digits_net",
+        weights: str | None = None,
+        num_classes: int | None = None,
+        input_shape: tuple[int, int, int] | None = None,
+        model_args: dict[str, Any] | None = None,
+        seed: int = 0,
+        compile_network: bool = False,
+        channels_last: bool = False,
+        calibration_batches: int = -1,
+        target_wcr: float = 8.0,
+        target_acr: float = 4.0,
+        weight_bit_widths: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 8),
+        rate_weight: float = 32.0,
+        learning_rate: float = 1e-5,
+        logit_learning_rate_multiplier: float = 1e3,
+        scale_logit_learning_rate: bool = False,
+        published_steps_per_epoch: int | None = None,
+        weight_decay: float = 1e-4,
+        search_fraction: float = PUBLISHED_SEARCH_EPOCHS / PUBLISHED_EPOCHS,
+        cycles: int = 6,
+        ramp_cycles: int = 4,
+        updates_per_cycle: int = 125,
+        min_temperature: float = 0.5,
+        budget_repair: bool = False,
+        preset: str = "follow",
+        choices: dict[str, Any] | None = None,
+        log_every_n_steps: int = 50,
+    ) -> None:
+        super().__init__(
+            model, weights, num_classes, input_shape, model_args, seed, compile_network, channels_last, calibration_batches
+        )
+        self.choices = Choices.of(preset, choices)
+        self.weight_bit_widths = tuple(sorted(weight_bit_widths))
+        self.target_wcr, self.target_acr = target_wcr, target_acr
+        self.rate_weight, self.learning_rate, self.weight_decay = rate_weight, learning_rate, weight_decay
+        self.logit_learning_rate_multiplier = logit_learning_rate_multiplier
+        self.published_steps_per_epoch = published_steps_per_epoch if scale_logit_learning_rate else None
+        if scale_logit_learning_rate and not published_steps_per_epoch:
+            raise UserError("scale_logit_learning_rate needs published_steps_per_epoch")
+        self.search_fraction, self.cycles, self.ramp_cycles = search_fraction, cycles, ramp_cycles
+        self.updates_per_cycle, self.min_temperature = updates_per_cycle, min_temperature
+        self.budget_repair, self.log_every_n_steps = budget_repair, log_every_n_steps
+        self.repair_log: list[Change] = []
+        self.insert(self._weight_blocks() | self._activation_blocks())
+        self.weight_blocks = self.quantizers_of("weight")
+        self.activation_blocks = self.quantizers_of("tensor")
+        self.register_buffer("weight_sizes", torch.tensor([float(n) for n in self.num_elements("weight").values()]))
+        self.register_buffer("current_target", torch.tensor(float(target_wcr)))
+        self._check_targets()
+        self._set_noise_keys()
+
+    # -- the network ------------------------------------------------------------------------------------------------
+
+    def _weight_blocks(self) -> dict[str, HMQBlock]:
+        last = self.layers[-1].name
+        blocks = {}
+        for layer in self.layers:
+            if self.choices.skip_classifier and layer.name == last:
+                continue
+            in_channels = self.sites[f"{layer.name}.weight"].shape[1]  # per group: 1 for a depthwise kernel
+            blocks[f"{layer.name}.weight"] = self._block(
+                self.weight_bit_widths,
+                ClipRule(signed=True, ends_are_clipped=self.choices.ends_are_clipped),
+                noise="channel" if self.choices.noise == "sample" else "tensor",
+                noise_channels=in_channels if self.choices.noise == "sample" else 1,
+                exponent_margin=self.choices.weight_exponent_margin,
+            )
+        return blocks
+
+    def _activation_blocks(self) -> dict[str, HMQBlock]:
+        blocks = {}
+        for site in activation_outputs(tuple(self.sites.values()), self.network):
+            rule = ClipRule(
+                signed=not site.non_negative,
+                upper_at_threshold=self.choices.upper_at_threshold,
+                ends_are_clipped=self.choices.ends_are_clipped,
+            )
+            blocks[site.name] = self._block((8,), rule, noise="batch" if self.choices.noise == "sample" else "tensor")
+        return blocks
+
+    def _block(self, bit_widths: Sequence[int], rule: ClipRule, **settings: Any) -> HMQBlock:
+        block = HMQBlock(
+            bit_widths,
+            rule,
+            num_thresholds=self.choices.num_thresholds,
+            selection=self.choices.selection,
+            **settings,
+        )
+        if self.choices.initial_logits == "code":
+            block.reset_logits_like_public_code(torch.Generator().manual_seed(self.seed))
+        return block
+
+    def _check_targets(self) -> None:
+        smallest = self.weight_bit_widths[0]
+        highest = weight_compression_rate(
+            self.num_elements("weight"), dict.fromkeys(self.num_elements("weight"), smallest)
+        )
+        if self.target_wcr > highest:
+            raise UserError(
+                f"target_wcr {self.target_wcr:g} is above what {smallest} bits everywhere give ({highest:.2f})"
+            )
+        activation_bit_widths(self.num_elements("tensor"), self.target_acr)
+
+    def _set_noise_keys(self) -> None:
+        for site, block in self.quantizers.items():
+            block.noise_key.fill_(self.noise_key(site))
+
+    # -- calibration: M of every block ------------------------------------------------------------------------------
+
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        state = self.network.state_dict()
+        for name, block in self.weight_blocks.items():
+            block.set_max_abs(float(state[name].abs().max()))
+        largest: dict[str, float] = {}
+
+        def record(site: str, x: Tensor) -> None:
+            maximum = float(x.abs().max())
+            if self.choices.activation_maximum == "leaky":
+                base = largest.get(site, 0.0)
+                largest[site] = base + 0.9 * (maximum - base)
+            else:
+                largest[site] = max(largest.get(site, 0.0), maximum)
+
+        sites = [self.sites[name] for name in self.activation_blocks]
+        at_input = [s for s in sites if self.choices.maximum_at == "input" and s.operator in ("relu", "relu6")]
+        at_output = [s for s in sites if s not in at_input]
+        for images in batches:
+            for group, pre in ((at_output, False), (at_input, True)):
+                if group and self.choices.calibrate_quantized:
+                    observe_activations(self.network, [images], group, record, at_input=pre)
+                elif group:
+                    with quantizers_off(self.network):
+                        observe_activations(self.network, [images], group, record, at_input=pre)
+        for name, block in self.activation_blocks.items():
+            block.set_max_abs(largest[name])
+
+    # -- schedule ---------------------------------------------------------------------------------------------------
+
+    @property
+    def schedule(self) -> CyclicSchedule:
+        return CyclicSchedule(self.total_steps, round(self.total_steps * self.search_fraction), self.cycles)
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [
+            PhaseSwitch(),
+            TargetCompressionSchedule(self.target_wcr, self.target_acr, self.ramp_cycles),
+            TemperatureAnnealing(self.choices.temperature_rate, self.min_temperature, self.updates_per_cycle),
+            PolicyLogger(self.log_every_n_steps),
+            SavePacked(),
+        ]
+
+    def set_temperature(self, temperature: float) -> None:
+        """tau of all blocks."""
+        for block in self.quantizers.values():
+            block.temperature.fill_(temperature)
+
+    def set_targets(self, target_wcr: float, target_acr: float) -> None:
+        """R_w of the loss, and activation widths from R_a (eq. 10, 11)."""
+        self.current_target.fill_(target_wcr)
+        widths = activation_bit_widths(self.num_elements("tensor"), target_acr)
+        for name, block in self.activation_blocks.items():
+            block.set_bit_widths([max(widths[name], self.choices.min_activation_bit_width)])
+
+    def before_step(self) -> None:
+        for block in self.quantizers.values():
+            block.noise_step.fill_(self.step)
+
+    def on_phase(self, phase: int) -> None:
+        if phase == 2:
+            self.freeze()
+
+    def freeze(self) -> None:
+        """Fix every pair; with `budget_repair`, after moving the weights' widths onto the target."""
+        widths = {name: int(block.bit_width) for name, block in self.weight_blocks.items()}
+        repaired = self._repair(widths) if self.budget_repair else widths
+        for name, block in self.weight_blocks.items():
+            changed = repaired[name] != widths[name]
+            block.freeze(block.best_pair(repaired[name]) if changed else None)
+        for block in self.activation_blocks.values():
+            block.freeze()
+        self.broadcast(self.quantizers.values())
+
+    def _repair(self, widths: dict[str, int]) -> dict[str, int]:
+        """Widths on the budget; what a step costs is the log-odds that the search itself gives against it."""
+        marginals = {
+            name: dict(zip(block.bit_widths.int().tolist(), block.probabilities().sum(0).log().tolist(), strict=True))
+            for name, block in self.weight_blocks.items()
+        }
+        sizes = self.num_elements("weight")
+        budget = int(4 * sum(sizes.values()) / self.target_wcr)
+        repaired, self.repair_log = repair_to_budget(
+            widths, sizes, budget, self.weight_bit_widths, lambda s, before, after: marginals[s][before] - marginals[s][after]
+        )
+        return repaired
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def expected_wcr(self) -> Tensor:
+        """R~ of eq. 7, scalar, differentiable in the logits."""
+        sampled = self.choices.expected_bits == "sample"
+        bits = torch.stack([block.expected_bit_width(sampled) for block in self.weight_blocks.values()])
+        return expected_compression_rate(bits, self.weight_sizes)
+
+    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        task_loss = self.task.loss(self(images), labels)
+        self.log("train/task_loss", task_loss)
+        if self.schedule.phase(self.step) == 2:
+            # Zero times the logits: distributed training expects a gradient for every parameter it started with.
+            return task_loss + 0.0 * torch.stack([block.logits.sum() for block in self.quantizers.values()]).sum()
+        rate_loss = compression_loss(self.expected_wcr(), self.current_target)
+        self.log("train/rate_loss", rate_loss)
+        return task_loss + self.rate_weight * rate_loss**2  # eq. 8
+
+    def schedule_state(self) -> dict[str, float]:
+        """Numbers of the present step for the logs (figure 2)."""
+        with torch.no_grad():
+            expected = float(self.expected_wcr())
+        temperature = float(next(iter(self.quantizers.values())).temperature)
+        return {"expected_wcr": expected, "target_wcr": float(self.current_target), "temperature": temperature}
+
+    def logit_learning_rates(self) -> tuple[float, float]:
+        """(weight logits, activation logits)."""
+        rate = self.learning_rate * self.logit_learning_rate_multiplier
+        scale = 1.0
+        if self.published_steps_per_epoch:
+            published = PUBLISHED_SEARCH_EPOCHS * self.published_steps_per_epoch
+            scale = max(1.0, published / max(1, self.schedule.search_steps))
+        activation = self.choices.activation_logit_learning_rate
+        return rate * scale, (rate if activation is None else activation) * scale
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        logits = {id(block.logits) for block in self.quantizers.values()}
+        weight_rate, activation_rate = self.logit_learning_rates()
+        return [
+            {
+                "name": "network",
+                "params": [p for p in self.network.parameters() if id(p) not in logits],
+                "lr": self.learning_rate,
+                "weight_decay": self.weight_decay,
+            },
+            {"name": "weight_logits", "params": [b.logits for b in self.weight_blocks.values()], "lr": weight_rate},
+            {
+                "name": "activation_logits",
+                "params": [b.logits for b in self.activation_blocks.values()],
+                "lr": activation_rate,
+            },
+        ]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        self.prepare_schedule()
+        return torch.optim.RAdam(
+            self.parameter_groups(), lr=self.learning_rate, betas=(0.9, 0.999), decoupled_weight_decay=True
+        )
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        if self.schedule.phase(self.step) == 2:
+            for group in optimizer.optimizer.param_groups if hasattr(optimizer, "optimizer") else optimizer.param_groups:
+                if group["name"] != "network":
+                    group["lr"] = 0.0  # momentum left from the search must not move the logits
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def settings(self) -> dict[str, Any]:
+        """What the run was made with, for its record."""
+        return {"choices": asdict(self.choices), "logit_learning_rates": self.logit_learning_rates()}
