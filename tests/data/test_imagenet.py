@@ -84,7 +84,7 @@ def test_workers_make_the_same_batches_as_the_main_process(root):
     assert len(first) == 5
     assert_same(first, batches(two_workers))
     second = batches(alone)
-    assert_same(second, batches(two_workers))  # the same lasting workers, next epoch
+    assert_same(second, batches(two_workers))
     assert not torch.equal(first[0][0], second[0][0])
 
 
@@ -98,7 +98,7 @@ def test_batches_are_a_function_of_the_seed(root):
 
 
 def test_an_image_has_another_augmentation_in_every_epoch(root):
-    files = make(root).train_dataloader()._loader.dataset
+    files = make(root).train_dataloader().files
     assert torch.equal(files[0, 3][0], files[0, 3][0])
     assert not torch.equal(files[0, 3][0], files[1, 3][0])
 
