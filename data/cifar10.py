@@ -80,7 +80,7 @@ class CIFAR10Data(TensorDataModule):
         path = _find(Path(root))
         if path.is_file():
             return _read_npz(path)
-        read = _read_binary if (path / f"{TEST_BATCH}.bin").is_file() else _read_python
+        read = _read_binary if (path / f"{TRAIN_BATCHES[0]}.bin").is_file() else _read_python
         train = [read(path, name) for name in TRAIN_BATCHES]
         if len(sizes := {len(labels) for _, labels in train}) > 1:
             raise DataError(f"{path}: training batches differ in size, {sorted(sizes)} images: get the data set again")
