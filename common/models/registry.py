@@ -66,8 +66,8 @@ _OWN: dict[str, tuple[Callable[..., nn.Module], ModelInfo]] = {
     "vgg_small": (vgg_small, _cifar("vgg_small", _CIFAR10_MEAN, _CIFAR10_STD)),
     "mobilenet_v1": (mobilenet_v1, _imagenet("mobilenet_v1")),
     "mobilenet_v2_relu": (mobilenet_v2_relu, _imagenet("mobilenet_v2_relu")),
-    # mean and standard deviation of scikit-learn's 1,797 images with their values 0..16 divided by 16
-    "digits_net": (digits_net, ModelInfo("digits_net", (1, 8, 8), 10, mean=(0.3053,), std=(0.3760,))),
+    # of the training images that the digits data module takes from scikit-learn's, values 0..16 divided by 16
+    "digits_net": (digits_net, ModelInfo("digits_net", (1, 8, 8), 10, mean=(0.3054,), std=(0.3760,))),
 }
 
 

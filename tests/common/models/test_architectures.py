@@ -54,6 +54,8 @@ def test_number_of_parameters(name, num_parameters):
     "name, num_weights, num_macs",
     [
         ("resnet20", 268_336, 40_551_040),
+        # 64 positions x (144 + 2 * 2,304), 16 positions x (4,608 + 9,216) after the stride, classifier 320
+        ("digits_net", 18_896, 525_632),
         ("mobilenet_v1", 4_209_088, 568_740_352),
         ("mobilenet_v2", 3_469_760, 300_774_272),
         ("resnet50", 25_502_912, 4_089_184_256),

@@ -172,7 +172,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     [
         ModelInfo("resnet20", (3, 32, 32), 10, *IMAGENET),
         ModelInfo("vgg_small", (3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-        ModelInfo("digits_net", (1, 8, 8), 10, (0.3053,), (0.3760,)),
+        ModelInfo("digits_net", (1, 8, 8), 10, (0.3054,), (0.3760,)),
         ModelInfo("mobilenet_v1", (3, 224, 224), 1000, *IMAGENET, "bilinear", 256, 224),
         ModelInfo("mobilenet_v2", (3, 224, 224), 1000, *IMAGENET, "bilinear", 256, 224),
         ModelInfo("efficientnet_b0", (3, 224, 224), 1000, *IMAGENET, "bicubic", 256, 224),

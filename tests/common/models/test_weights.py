@@ -184,6 +184,14 @@ def test_file_of_something_else(digits, tmp_path, suffix):
     fails(digits, path, "damaged")
 
 
+def test_reasons_of_many_lines_become_one(digits, tmp_path, monkeypatch):
+    def load_file(_path):
+        raise RuntimeError("first reason\nsecond reason")
+
+    monkeypatch.setattr("safetensors.torch.load_file", load_file)
+    fails(digits, save(digits.state_dict(), tmp_path / "weights.safetensors"), "first reason$")
+
+
 class Harmful:
     def __reduce__(self):
         return (print, ("code in a weights file has run",))
