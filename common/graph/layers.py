@@ -8,7 +8,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from common.graph.shapes import propagate
-from common.graph.sites import GraphView
+from common.graph.view import GraphView
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,7 @@ def layer_table(graph_module: torch.fx.GraphModule, example_input: Tensor | tupl
     """
     shapes = propagate(graph_module, example_input)
     view = GraphView(graph_module)
-    calls: dict[str, list[torch.fx.Node]] = {}
-    for node in graph_module.graph.nodes:
-        if view.layer(node) is not None:
-            calls.setdefault(node.target, []).append(node)
-    return tuple(_layer(view, name, nodes, shapes) for name, nodes in calls.items())
+    return tuple(_layer(view, name, nodes, shapes) for name, nodes in view.layer_calls().items())
 
 
 def _layer(view: GraphView, name: str, calls: list[torch.fx.Node], shapes: dict[str, Tensor]) -> Layer:

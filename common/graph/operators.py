@@ -77,6 +77,7 @@ _NAMES: dict[str, str] = {
     **{name: name for name in ("add", "mul", "matmul", "batch_norm", "linear", "softmax", "pad")},
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "conv_transpose2d"), "conv"),
     **dict.fromkeys(("clamp_min", "clip"), "clamp"),
+    **dict.fromkeys(("celu", "selu"), "elu"),
     **dict.fromkeys(("swish",), "silu"),
     **dict.fromkeys(("multiply",), "mul"),
     **dict.fromkeys(("bmm",), "matmul"),
@@ -134,8 +135,3 @@ def _operator_of_module(node: torch.fx.Node, graph_module: torch.fx.GraphModule)
 def is_quantizer_target(target: Any) -> bool:
     """Whether a call_module target is a quantizer that `insert_quantizers` put behind a node."""
     return isinstance(target, str) and target.startswith(f"{QUANTIZERS}.")
-
-
-def is_tensor_node(node: torch.fx.Node, graph_module: torch.fx.GraphModule) -> bool:
-    """Whether the node's output can be a tensor site (its shape permitting)."""
-    return operator_of(node, graph_module) not in (CARRIES, CONSTANT)

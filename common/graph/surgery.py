@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.graph.operators import QUANTIZERS, is_quantizer_target, is_tensor_node
-from common.graph.sharing import share_state
+from common.graph.operators import QUANTIZERS, is_quantizer_target
+from common.graph.sharing import replace_module, share_state
+from common.graph.view import GraphView
 
 
 class QuantizedConv2d(nn.Conv2d):
@@ -80,8 +81,9 @@ def insert_quantizers(graph_module: torch.fx.GraphModule, site_quantizers: Mappi
     """
     graph_module = _unwrap(graph_module)
     present = quantizers(graph_module)
-    layers = called_layers(graph_module)
-    nodes = {node.name: node for node in graph_module.graph.nodes if is_tensor_node(node, graph_module)}
+    view = GraphView(graph_module)
+    layers = {name: graph_module.get_submodule(name) for name in view.layer_calls()}
+    nodes = {node.name: node for node in graph_module.graph.nodes if view.is_tensor_node(node)}
     known = [f"{layer}.{part}" for layer in layers for part in _LAYER_SITES] + [f"{name}.output" for name in nodes]
     for site in site_quantizers:
         if site in present:
@@ -142,22 +144,11 @@ def remove_quantizers(graph_module: torch.fx.GraphModule) -> None:
                 restored = share_state(module, plain)
                 for part in _LAYER_SITES:
                     del restored._modules[f"{part}_quantizer"]
-                _replace_module(graph_module, module, restored)
+                replace_module(graph_module, module, restored)
     if hasattr(graph_module, QUANTIZERS):
         delattr(graph_module, QUANTIZERS)
     graph_module.graph.lint()
     graph_module.recompile()
-
-
-def called_layers(graph_module: torch.fx.GraphModule) -> dict[str, nn.Module]:
-    """Path -> Conv2d or Linear module, in the order of first calls."""
-    layers: dict[str, nn.Module] = {}
-    for node in graph_module.graph.nodes:
-        if node.op == "call_module" and not is_quantizer_target(node.target):
-            module = graph_module.get_submodule(node.target)
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                layers.setdefault(node.target, module)
-    return layers
 
 
 def _check_replaceable(name: str, layer: nn.Module, part: str) -> None:
@@ -198,15 +189,8 @@ def _quantized_layer(graph_module: torch.fx.GraphModule, name: str) -> nn.Module
     quantized = share_state(layer, QuantizedConv2d if isinstance(layer, nn.Conv2d) else QuantizedLinear)
     for part in _LAYER_SITES:
         quantized.register_module(f"{part}_quantizer", None)
-    _replace_module(graph_module, layer, quantized)
+    replace_module(graph_module, layer, quantized)
     return quantized
-
-
-def _replace_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for module in list(root.modules()):
-        for name, child in module._modules.items():
-            if child is old:
-                module._modules[name] = new
 
 
 def _unwrap(graph_module: nn.Module) -> torch.fx.GraphModule:

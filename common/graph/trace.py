@@ -9,6 +9,7 @@ that moment (timm's BatchNormAct2d then normalises with the running statistics i
 - a batch norm with an activation inside (timm) becomes a plain batch norm and the activation, two nodes;
 - the network is traced twice, once in each mode. The two graphs must be equal; a dropout function that differs only
   in its `training` argument becomes a dropout module, any other difference is an error;
+- in-place operations are made out of place (common/graph/inplace.py);
 - the result is run once beside the original.
 """
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.errors import UserError
+from common.graph.inplace import make_out_of_place
 from common.graph.sharing import share_state
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -72,6 +74,7 @@ def trace(network: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> tor
     graph_module._parameters = root._parameters
     graph_module._buffers = root._buffers
     graph_module._non_persistent_buffers_set = root._non_persistent_buffers_set
+    make_out_of_place(graph_module)
     _compare_in_eval_mode(network, graph_module, inputs)
     return graph_module
 
@@ -345,5 +348,6 @@ def _compare_in_eval_mode(network: nn.Module, graph_module: torch.fx.GraphModule
         if isinstance(a, Tensor) and not torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True):
             raise UserError(
                 f"cannot trace {type(network).__name__}: the traced graph gives other outputs than the network; "
-                "its forward depends on something that is not in its inputs, parameters or buffers"
+                "its forward depends on something that is not in its inputs, parameters or buffers, or an in-place "
+                "operation (x += y) changes a tensor that is read later under another name"
             )
