@@ -28,6 +28,8 @@ from common.errors import UserError
 from common.graph.inplace import make_out_of_place
 from common.graph.sharing import share_state
 
+_REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")  # of every nn.Module
+
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 _DROPOUT_MODULES: dict[Any, type[nn.Module]] = {
@@ -68,15 +70,23 @@ def trace(network: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> tor
         root.register_buffer(name, value, persistent=False)
     for node in follows_mode:
         _dropout_function_to_module(node, root)
-    graph_module = torch.fx.GraphModule(root, graph, class_name=type(network).__name__)
+    graph_module = TracedNetwork(root, graph, class_name=type(network).__name__)
     # GraphModule keeps only what the graph calls, in the order of calls; state_dict has all, in the network's order.
-    graph_module._modules = root._modules
-    graph_module._parameters = root._parameters
-    graph_module._buffers = root._buffers
-    graph_module._non_persistent_buffers_set = root._non_persistent_buffers_set
+    for registry in _REGISTRIES:
+        graph_module.__dict__[registry] = root.__dict__[registry]
     make_out_of_place(graph_module)
     _compare_in_eval_mode(network, graph_module, inputs)
     return graph_module
+
+
+class TracedNetwork(torch.fx.GraphModule):
+    """A GraphModule whose deep copies keep every name: modules that are not called, second names of one module."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TracedNetwork":
+        duplicate = super().__deepcopy__(memo)
+        for registry in _REGISTRIES:
+            duplicate.__dict__[registry] = copy.deepcopy(self.__dict__[registry], memo)
+        return duplicate
 
 
 class _Tracer(torch.fx.Tracer):
@@ -328,7 +338,9 @@ def _mirror(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
 
 
 def _compare_in_eval_mode(network: nn.Module, graph_module: torch.fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
-    """One run each on the example; UserError if the graph's outputs are not the network's."""
+    """One run each on the example; UserError if the graph's outputs are not the network's. Meta tensors have none."""
+    if any(tensor.is_meta for tensor in (*inputs, *network.parameters(), *network.buffers())):
+        return
     modes = [(module, module.training) for module in (*network.modules(), *graph_module.modules())]
     outputs = []
     try:

@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.graph import trace
+from common.graph import find_sites, trace
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 
@@ -75,6 +75,7 @@ class WithLeftovers(nn.Module):
         self.second = nn.Conv2d(4, 4, 1)
         self.first = nn.Conv2d(3, 4, 1)
         self.block = nn.ModuleDict({"alias": self.second})
+        self.alias = self.first
         self.gain = nn.Parameter(torch.ones(4, 1, 1))
         self.register_buffer("shift", torch.zeros(1), persistent=False)
         self.tensor = torch.tensor(2.0)
@@ -256,6 +257,12 @@ def test_optional_arguments_keep_their_defaults():
     x = images(8)
     assert torch.equal(trace(Optional(), x)(x), x * 2.0)
     assert torch.equal(trace(Optional(), (x, x))(x, x), x + x)
+
+
+def test_networks_on_the_meta_device_are_traced(shared_relu):
+    """Sites and layer tables of large networks without allocating them."""
+    x = torch.zeros(1, 3, 16, 16, device="meta")
+    assert len(find_sites(trace(shared_relu.to("meta"), x), x)) == 26
 
 
 def test_a_deep_copy_is_independent(shared_relu, assert_same_behaviour):
