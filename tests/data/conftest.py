@@ -1,6 +1,7 @@
 """A tiny training job that notes every batch it sees."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ class Recorder(LightningModule):
         torch.nn.init.zeros_(self.linear.weight)
         torch.nn.init.zeros_(self.linear.bias)
         self.interrupt_at = interrupt_at
+        self.at_end: Callable[[Recorder], None] | None = None
         self.batches: list[tuple[int, int, str]] = []
         self.val_batches: list[str] = []
 
@@ -33,6 +35,10 @@ class Recorder(LightningModule):
 
     def validation_step(self, batch, batch_idx):
         self.val_batches.append(batch_hash(batch))
+
+    def on_train_end(self):
+        if self.at_end is not None:
+            self.at_end(self)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
@@ -52,22 +58,33 @@ class Run:
 
 
 @pytest.fixture
-def train(tmp_path):
-    """train(data, **trainer settings) -> Run; interrupt_at=(epoch, batch) raises there, in a step not yet done."""
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
-    def train(data: LightningDataModule, *, ckpt_path=None, interrupt_at=None, checkpoint=None, **settings) -> Run:
+
+@pytest.fixture
+def train(tmp_path):
+    """train(data, **trainer settings) -> Run; interrupt_at=(epoch, batch) raises there, in a step not yet done;
+    on_train_end(module) is called in every process."""
+
+    def train(
+        data: LightningDataModule, *, ckpt_path=None, interrupt_at=None, checkpoint=None, on_train_end=None, **settings
+    ) -> Run:
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         module = Recorder(data.input_shape, data.num_classes, interrupt_at)
+        module.at_end = on_train_end
         trainer = Trainer(
             accelerator="cpu",
-            devices=1,
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             callbacks=[ModelCheckpoint(folder, "{step}", save_top_k=-1, **(checkpoint or {"every_n_epochs": 1}))],
-            **settings,
+            **{"devices": 1} | settings,
         )
         try:
             trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)

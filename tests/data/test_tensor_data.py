@@ -197,16 +197,8 @@ def seconds(loader: Iterable) -> float:
     return time.perf_counter() - start
 
 
-@pytest.fixture
-def one_thread():
-    """Both ways on one core: with more threads than idle cores the batched one waits for its slowest thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_an_epoch_is_five_times_faster_than_per_sample_transforms(one_thread):
+    # On one core: with more threads than idle cores the batched way waits for its slowest thread.
     images = random_images(10_000)
     ours = make_loader(images)
     theirs = DataLoader(PerSample(images, random_labels(10_000)), batch_size=128, shuffle=True)
