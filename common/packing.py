@@ -35,8 +35,8 @@ def save_packed(
 ) -> dict[str, int]:
     """Write the network in its eval-mode form; an existing file is replaced at once or not at all.
 
-    Tensors: `codes/SITE` packed weight codes (uint8), `tables/SITE.*` scales and zero points of weights and the grids of
-    activations, `floats/NAME` everything else of the state dict (biases, batch norm) in float32.
+    Tensors: `codes/SITE` packed weight codes (uint8), `tables/SITE.*` scales and zero points of weights and the grids
+    of activations, `floats/NAME` everything else of the state dict (biases, batch norm) in float32.
 
     Args:
         path: the file.

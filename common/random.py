@@ -1,8 +1,9 @@
 """Random numbers that are a pure function of (seed, rank, site, step, index).
 
 A resumed run draws what the uninterrupted one would. The generator is counter-based: 32-bit integer hashing in plain
-tensor code, so that it fuses under `torch.compile` and gives the same numbers on every device. It has no state, hence
-nothing to save. Products stay below 2^63, because the multipliers are below 2^31 and the operands below 2^32.
+tensor code, which gives the same numbers on every device. It has no state, hence nothing to save. Call it outside
+compiled code: each round uses its input twice, which an inlining compiler turns into an exponentially long expression.
+Products stay below 2^63, because the multipliers are below 2^31 and the operands below 2^32.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ def _mix(x: Tensor) -> Tensor:
     return (x >> 16) ^ x
 
 
-def counter_uniform(key: Tensor, step: Tensor, count: int) -> Tensor:
-    """`count` numbers of the open interval (0, 1), float32, uniform on 2^24 equally spaced values.
+def counter_uniform(key: Tensor, step: int, index: Tensor) -> Tensor:
+    """Numbers of the open interval (0, 1), float32, uniform on 2^24 equally spaced values.
 
     Args:
-        key: stream, int64 scalar tensor holding a 32-bit number (`stream_key`).
-        step: counter, int64 scalar tensor.
+        key: streams (`stream_key`), int64, broadcasts to index.
+        step: counter.
+        index: position within the stream and step, int64, any shape; the result has its shape.
     """
-    index = torch.arange(count, device=key.device, dtype=torch.int64)
-    state = _mix(_mix(key ^ _mix(step & _MASK)) + index & _MASK)
+    state = _mix(_mix(key ^ _mix(torch.as_tensor(step & _MASK, device=index.device))) + index & _MASK)
     return ((_mix(state ^ key) >> 8).to(torch.float32) + 0.5) * 2.0**-24
 
 
-def counter_gumbel(key: Tensor, step: Tensor, count: int, eps: float = 0.0) -> Tensor:
-    """`count` Gumbel(0, 1) numbers -log(-log(u + eps) + eps), float32."""
-    return -torch.log(-torch.log(counter_uniform(key, step, count) + eps) + eps)
+def counter_gumbel(key: Tensor, step: int, index: Tensor, eps: float = 0.0) -> Tensor:
+    """Gumbel(0, 1) numbers -log(-log(u + eps) + eps), float32; arguments as in `counter_uniform`."""
+    return -torch.log(-torch.log(counter_uniform(key, step, index) + eps) + eps)

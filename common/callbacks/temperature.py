@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 
 
 class TemperatureAnnealing(Callback):
-    """tau = max(exp(-rate i), minimum), i = round(step in cycle / N), N = cycle length / updates_per_cycle (HMQ, eq. 12).
+    """tau = max(exp(-rate i), minimum) with i = round(step in cycle / N), N = cycle / updates_per_cycle (HMQ, eq. 12).
 
     The temperature starts at 1 in every cycle of the module's `schedule` and changes every N steps, so that a shortened
     cycle sees the same values as a full one. The module takes it through `set_temperature`.

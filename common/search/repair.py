@@ -2,83 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from common.compression import packed_bytes
 from common.errors import UserError
 
+_BUCKETS = 8192  # resolution of the budget in the dynamic program
+
 
 @dataclass(frozen=True)
 class Change:
-    """One step of a repair: a site's width before and after, and the cost estimate that chose it."""
+    """What a repair did to one site: its width before and after, and the preference that it gave up."""
 
     site: str
     before: int
     after: int
-    cost: float
+    loss: float
 
 
 def repair_to_budget(
-    bit_widths: Mapping[str, int],
+    preferences: Mapping[str, Mapping[int, float]],
     num_weights: Mapping[str, int],
     max_code_bytes: int,
-    allowed: Sequence[int],
-    cost: Callable[[str, int, int], float],
+    tolerance: float = 0.02,
 ) -> tuple[dict[str, int], list[Change]]:
-    """Lower the least sensitive sites until the packed codes fit, then raise what still fits.
+    """The widths of largest total preference whose packed codes fill the budget.
 
-    Both directions are greedy by cost per byte: the cheapest step down first, then the most useful step up.
+    A multiple-choice knapsack, solved by dynamic programming over the budget in 8192 parts; sizes are rounded up to a
+    part, so that the result always fits and the budget counts as at most one part a site smaller than it is.
 
     Args:
-        bit_widths: widths to start from, one per site of `num_weights`.
+        preferences: site -> width -> how much the search prefers it, for instance a log-probability. Sums are compared.
+        num_weights: weights per site.
         max_code_bytes: bound for the packed codes of all sites together.
-        allowed: widths that a site may take.
-        cost: cost(site, before, after) of lowering a site's width, any unit, larger is worse. Raising from `after`
-            back to `before` is credited with the same amount.
+        tolerance: codes smaller than max_code_bytes (1 - tolerance) leave accuracy unused and are avoided while there
+            is a larger policy that fits.
 
     Returns:
-        the new widths and the steps in order.
+        the widths, and what changed against each site's own favourite.
 
     Raises:
-        UserError: the smallest allowed widths do not fit.
+        UserError: the smallest widths do not fit.
     """
-    allowed = sorted(allowed)
-    smallest = sum(packed_bytes(n, allowed[0]) for n in num_weights.values())
-    if smallest > max_code_bytes:
-        raise UserError(f"{allowed[0]} bits everywhere take {smallest} bytes; the budget is {max_code_bytes}")
-    widths, changes = dict(bit_widths), []
+    smallest = {site: min(widths) for site, widths in preferences.items()}
+    least = sum(packed_bytes(num_weights[site], width) for site, width in smallest.items())
+    if least > max_code_bytes:
+        raise UserError(f"the smallest widths take {least} bytes; the budget is {max_code_bytes}")
+    part = max(1, -(-max_code_bytes // _BUCKETS))
+    room = max_code_bytes // part
+    best = np.full(room + 1, -np.inf)  # best total preference of the sites so far that take exactly this many parts
+    best[0] = 0.0
+    choices = []
+    for site, widths in preferences.items():
+        options = sorted(widths)
+        totals = np.full((len(options), room + 1), -np.inf)
+        for row, width in enumerate(options):
+            parts = -(-packed_bytes(num_weights[site], width) // part)
+            if parts <= room:
+                totals[row, parts:] = best[: room + 1 - parts] + widths[width]
+        chosen = totals.argmax(axis=0)
+        choices.append((site, options, chosen))
+        best = np.take_along_axis(totals, chosen[None], axis=0)[0]
+    if not np.isfinite(best).any():  # fits in bytes but not in rounded parts
+        return smallest, _changes(preferences, smallest)
+    reachable = np.flatnonzero(np.isfinite(best))
+    filled = reachable[reachable >= min(int(room * (1 - tolerance)), reachable.max())]
+    total = int(filled[best[filled].argmax()])
+    result: dict[str, int] = {}
+    for site, options, chosen in reversed(choices):
+        result[site] = options[chosen[total]]
+        total -= -(-packed_bytes(num_weights[site], result[site]) // part)
+    result = {site: result[site] for site in preferences}
+    return result, _changes(preferences, result)
 
-    def code_bytes() -> int:
-        return sum(packed_bytes(n, widths[site]) for site, n in num_weights.items())
 
-    def step(site: str, direction: int) -> int | None:
-        beyond = [b for b in allowed if (b - widths[site]) * direction > 0]
-        return None if not beyond else (min(beyond) if direction > 0 else max(beyond))
-
-    def rate(site: str, new: int) -> float:
-        """Cost (down) or benefit (up) per byte."""
-        low, high = sorted((widths[site], new))
-        saved = packed_bytes(num_weights[site], high) - packed_bytes(num_weights[site], low)
-        return cost(site, high, low) / saved
-
-    def change(site: str, new: int) -> None:
-        changes.append(Change(site, widths[site], new, rate(site, new)))
-        widths[site] = new
-
-    while code_bytes() > max_code_bytes:
-        options = [(rate(s, new), s, new) for s in widths if (new := step(s, -1)) is not None]
-        _, site, new = min(options)
-        change(site, new)
-    while True:
-        room = max_code_bytes - code_bytes()
-        options = []
-        for site, n in num_weights.items():
-            new = step(site, +1)
-            if new is not None and packed_bytes(n, new) - packed_bytes(n, widths[site]) <= room:
-                options.append((rate(site, new), site, new))
-        options = [o for o in options if o[0] > 0]
-        if not options:
-            return widths, changes
-        _, site, new = max(options)
-        change(site, new)
+def _changes(preferences: Mapping[str, Mapping[int, float]], widths: Mapping[str, int]) -> list[Change]:
+    changes = []
+    for site, options in preferences.items():
+        favourite = max(options, key=lambda width: options[width])
+        if favourite != widths[site]:
+            changes.append(Change(site, favourite, widths[site], options[favourite] - options[widths[site]]))
+    return changes

@@ -122,8 +122,8 @@ class QuantizedModule(pl.LightningModule):
         """Optimizer groups."""
         return [{"params": list(self.parameters())}]
 
-    def before_step(self) -> None:
-        """Before every training batch; `step` is its index."""
+    def before_step(self, images: Tensor) -> None:
+        """Before the forward pass of every training batch; `step` is its index."""
 
     def after_optimizer_step(self) -> None:
         """After every optimizer step: clip, clamp, re-cluster."""
@@ -147,8 +147,9 @@ class QuantizedModule(pl.LightningModule):
         return self.network(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        self.before_step()
-        loss = self.training_loss(*batch)
+        images, labels = batch
+        self.before_step(images)
+        loss = self.training_loss(images, labels)
         self.step += 1
         return loss
 

@@ -19,7 +19,7 @@ from common.graph import activation_outputs
 from common.search.repair import Change, repair_to_budget
 from common.training import QuantizedModule
 from common.training.schedule import CyclicSchedule
-from methods.hmq.quantizer import ClipRule, HMQBlock
+from methods.hmq.quantizer import ClipRule, GumbelNoise, HMQBlock
 
 PUBLISHED_EPOCHS, PUBLISHED_SEARCH_EPOCHS = 50, 30  # section 5
 
@@ -38,7 +38,7 @@ class Choices:
         upper_at_threshold: unsigned range up to t (code) or t - D (paper).
         ends_are_clipped: no gradient to x for values that round to an end of the range (code).
         temperature_rate: r of eq. 12: e^-2 as printed, 0.01 in the code.
-        activation_logit_learning_rate: of activation logits; None is that of the weight logits (paper), 1e-2 in the code.
+        activation_logit_learning_rate: of activation logits; None is the weight logits' (paper), 1e-2 in the code.
         initial_logits: "paper" (0.9 on one pair, the rest even) or "code" (random, 0.95).
         noise: "sample" draws noise per image and per input channel (code), "tensor" once per tensor.
         expected_bits: E[b] from the "softmax" of the logits (code) or from the noisy "sample" (paper).
@@ -170,7 +170,15 @@ class HMQ(QuantizedModule):
         log_every_n_steps: int = 50,
     ) -> None:
         super().__init__(
-            model, weights, num_classes, input_shape, model_args, seed, compile_network, channels_last, calibration_batches
+            model=model,
+            weights=weights,
+            num_classes=num_classes,
+            input_shape=input_shape,
+            model_args=model_args,
+            seed=seed,
+            compile_network=compile_network,
+            channels_last=channels_last,
+            calibration_batches=calibration_batches,
         )
         self.choices = Choices.of(preset, choices)
         self.weight_bit_widths = tuple(sorted(weight_bit_widths))
@@ -187,10 +195,10 @@ class HMQ(QuantizedModule):
         self.insert(self._weight_blocks() | self._activation_blocks())
         self.weight_blocks = self.quantizers_of("weight")
         self.activation_blocks = self.quantizers_of("tensor")
+        self.blocks = self.quantizers
         self.register_buffer("weight_sizes", torch.tensor([float(n) for n in self.num_elements("weight").values()]))
         self.register_buffer("current_target", torch.tensor(float(target_wcr)))
         self._check_targets()
-        self._set_noise_keys()
 
     # -- the network ------------------------------------------------------------------------------------------------
 
@@ -205,7 +213,7 @@ class HMQ(QuantizedModule):
                 self.weight_bit_widths,
                 ClipRule(signed=True, ends_are_clipped=self.choices.ends_are_clipped),
                 noise="channel" if self.choices.noise == "sample" else "tensor",
-                noise_channels=in_channels if self.choices.noise == "sample" else 1,
+                noise_channels=in_channels,
                 exponent_margin=self.choices.weight_exponent_margin,
             )
         return blocks
@@ -243,10 +251,6 @@ class HMQ(QuantizedModule):
                 f"target_wcr {self.target_wcr:g} is above what {smallest} bits everywhere give ({highest:.2f})"
             )
         activation_bit_widths(self.num_elements("tensor"), self.target_acr)
-
-    def _set_noise_keys(self) -> None:
-        for site, block in self.quantizers.items():
-            block.noise_key.fill_(self.noise_key(site))
 
     # -- calibration: M of every block ------------------------------------------------------------------------------
 
@@ -294,7 +298,7 @@ class HMQ(QuantizedModule):
 
     def set_temperature(self, temperature: float) -> None:
         """tau of all blocks."""
-        for block in self.quantizers.values():
+        for block in self.blocks.values():
             block.temperature.fill_(temperature)
 
     def set_targets(self, target_wcr: float, target_acr: float) -> None:
@@ -304,9 +308,12 @@ class HMQ(QuantizedModule):
         for name, block in self.activation_blocks.items():
             block.set_bit_widths([max(widths[name], self.choices.min_activation_bit_width)])
 
-    def before_step(self) -> None:
-        for block in self.quantizers.values():
-            block.noise_step.fill_(self.step)
+    def on_train_start(self) -> None:
+        self.noise = GumbelNoise(self.blocks, self.noise_key)  # here, where the rank is known
+
+    def before_step(self, images: Tensor) -> None:
+        if self.schedule.phase(self.step) == 1:
+            self.noise.draw(self.step, images.shape[0])
 
     def on_phase(self, phase: int) -> None:
         if phase == 2:
@@ -315,25 +322,22 @@ class HMQ(QuantizedModule):
     def freeze(self) -> None:
         """Fix every pair; with `budget_repair`, after moving the weights' widths onto the target."""
         widths = {name: int(block.bit_width) for name, block in self.weight_blocks.items()}
-        repaired = self._repair(widths) if self.budget_repair else widths
+        repaired = self._repair() if self.budget_repair else widths
         for name, block in self.weight_blocks.items():
             changed = repaired[name] != widths[name]
             block.freeze(block.best_pair(repaired[name]) if changed else None)
         for block in self.activation_blocks.values():
             block.freeze()
-        self.broadcast(self.quantizers.values())
+        self.broadcast(self.blocks.values())
 
-    def _repair(self, widths: dict[str, int]) -> dict[str, int]:
-        """Widths on the budget; what a step costs is the log-odds that the search itself gives against it."""
+    def _repair(self) -> dict[str, int]:
+        """The most probable policy, by the search's own marginals, among those that fill the budget."""
         marginals = {
             name: dict(zip(block.bit_widths.int().tolist(), block.probabilities().sum(0).log().tolist(), strict=True))
             for name, block in self.weight_blocks.items()
         }
         sizes = self.num_elements("weight")
-        budget = int(4 * sum(sizes.values()) / self.target_wcr)
-        repaired, self.repair_log = repair_to_budget(
-            widths, sizes, budget, self.weight_bit_widths, lambda s, before, after: marginals[s][before] - marginals[s][after]
-        )
+        repaired, self.repair_log = repair_to_budget(marginals, sizes, int(4 * sum(sizes.values()) / self.target_wcr))
         return repaired
 
     # -- training ---------------------------------------------------------------------------------------------------
@@ -349,7 +353,7 @@ class HMQ(QuantizedModule):
         self.log("train/task_loss", task_loss)
         if self.schedule.phase(self.step) == 2:
             # Zero times the logits: distributed training expects a gradient for every parameter it started with.
-            return task_loss + 0.0 * torch.stack([block.logits.sum() for block in self.quantizers.values()]).sum()
+            return task_loss + 0.0 * torch.stack([block.logits.sum() for block in self.blocks.values()]).sum()
         rate_loss = compression_loss(self.expected_wcr(), self.current_target)
         self.log("train/rate_loss", rate_loss)
         return task_loss + self.rate_weight * rate_loss**2  # eq. 8
@@ -358,7 +362,7 @@ class HMQ(QuantizedModule):
         """Numbers of the present step for the logs (figure 2)."""
         with torch.no_grad():
             expected = float(self.expected_wcr())
-        temperature = float(next(iter(self.quantizers.values())).temperature)
+        temperature = float(next(iter(self.blocks.values())).temperature)
         return {"expected_wcr": expected, "target_wcr": float(self.current_target), "temperature": temperature}
 
     def logit_learning_rates(self) -> tuple[float, float]:
@@ -372,7 +376,7 @@ class HMQ(QuantizedModule):
         return rate * scale, (rate if activation is None else activation) * scale
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        logits = {id(block.logits) for block in self.quantizers.values()}
+        logits = {id(block.logits) for block in self.blocks.values()}
         weight_rate, activation_rate = self.logit_learning_rates()
         return [
             {
@@ -397,7 +401,7 @@ class HMQ(QuantizedModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         if self.schedule.phase(self.step) == 2:
-            for group in optimizer.optimizer.param_groups if hasattr(optimizer, "optimizer") else optimizer.param_groups:
+            for group in optimizer.param_groups:
                 if group["name"] != "network":
                     group["lr"] = 0.0  # momentum left from the search must not move the logits
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)

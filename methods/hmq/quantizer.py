@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -132,10 +132,9 @@ class HMQBlock(Quantizer):
         exponent_margin: added to the smallest M with 2^M >= max |x| (public code: 1 for weights).
         selection: "marginal" takes the width with the largest probability summed over t, then the best t for it (public
             code); "joint" the largest logit (paper). The same for a single width.
-        noise_eps: added inside both logarithms of the Gumbel noise (public code: 1e-6).
 
     Buffers: max_exponent M, thresholds (T,), bit_widths (B,), step_sizes (T, B), temperature tau, frozen_pair (index
-    into T x B, -1 while searching), noise_key and noise_step of the random stream.
+    into T x B, -1 while searching), gumbel (samples, T x B): the noise of this step, which `GumbelNoise` fills in.
     """
 
     traits: ClassVar[Traits] = Traits(bit_widths=tuple(range(1, 9)))
@@ -150,7 +149,6 @@ class HMQBlock(Quantizer):
         num_thresholds: int = NUM_THRESHOLDS,
         exponent_margin: int = 0,
         selection: str = "marginal",
-        noise_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         if not bit_widths or not all(1 <= b <= 8 for b in bit_widths):
@@ -162,7 +160,7 @@ class HMQBlock(Quantizer):
         if not 0 < initial_probability < 1:
             raise ValueError(f"initial_probability must lie between 0 and 1, got {initial_probability}")
         self.rule, self.noise, self.noise_channels = rule, noise, noise_channels
-        self.selection, self.noise_eps, self.exponent_margin = selection, noise_eps, exponent_margin
+        self.selection, self.exponent_margin = selection, exponent_margin
         self.searching = True
         size = (num_thresholds, len(bit_widths))
         self.logits = nn.Parameter(torch.zeros(size))
@@ -172,8 +170,7 @@ class HMQBlock(Quantizer):
         self.register_buffer("step_sizes", torch.zeros(size))
         self.register_buffer("temperature", torch.tensor(1.0))
         self.register_buffer("frozen_pair", torch.tensor(-1))
-        self.register_buffer("noise_key", torch.tensor(0))
-        self.register_buffer("noise_step", torch.tensor(0))
+        self.register_buffer("gumbel", torch.zeros(0, self.logits.numel()), persistent=False)
         self.set_bit_widths(bit_widths)
         self.reset_logits(initial_probability)
 
@@ -219,11 +216,15 @@ class HMQBlock(Quantizer):
         """pi_hat = softmax of the logits over all pairs, (T, B)."""
         return torch.softmax(self.logits.flatten(), 0).reshape(self.logits.shape)
 
+    def num_samples(self, batch_size: int) -> int:
+        """How many independent draws a forward pass of `batch_size` images takes."""
+        return {"tensor": 1, "batch": batch_size, "channel": self.noise_channels}[self.noise]
+
     def sample(self, count: int) -> Tensor:
-        """P(T, B | g) of eq. 4 with `count` independent draws of g, (count, T, B)."""
-        pairs = self.logits.numel()
-        noise = counter_gumbel(self.noise_key, self.noise_step, count * pairs, self.noise_eps).reshape(count, pairs)
-        scores = torch.log_softmax(self.logits.flatten(), 0) + noise.to(self.logits.dtype)
+        """P(T, B | g) of eq. 4 with the first `count` draws of g of this step, (count, T, B)."""
+        if self.gumbel.shape[0] < count:
+            raise ValueError(f"{count} noise draws needed, {self.gumbel.shape[0]} drawn: see GumbelNoise")
+        scores = torch.log_softmax(self.logits.flatten(), 0) + self.gumbel[:count]
         return torch.softmax(scores / self.temperature, 1).reshape(count, *self.logits.shape)
 
     def expected_step_and_threshold(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
@@ -279,13 +280,10 @@ class HMQBlock(Quantizer):
         if not (self.training and self.searching):
             step, threshold = self.hard_step_and_threshold()
             return quantize_with(x, step, threshold, self.rule)
-        if self.noise == "batch":
-            count, shape = x.shape[0], (-1, *[1] * (x.dim() - 1))
-        elif self.noise == "channel":
-            count, shape = self.noise_channels, (1, -1, *[1] * (x.dim() - 2))
-        else:
-            count, shape = 1, (1,) * x.dim()
-        step, threshold = self.expected_step_and_threshold(self.sample(count))
+        shape = [1] * x.dim()
+        if self.noise != "tensor":
+            shape[0 if self.noise == "batch" else 1] = -1
+        step, threshold = self.expected_step_and_threshold(self.sample(self.num_samples(x.shape[0])))
         return quantize_with(x, step.reshape(shape), threshold.reshape(shape), self.rule)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
@@ -304,3 +302,32 @@ class HMQBlock(Quantizer):
         elif self.rule.upper_at_threshold:
             plain.quant_max += 1
         return plain
+
+
+class GumbelNoise:
+    """Draws the noise of all blocks at once, outside compiled code, from a stream per site.
+
+    Args:
+        blocks: site name -> block.
+        key: site name -> key of its stream.
+        eps: added inside both logarithms (public code: 1e-6), which bounds the noise to about -2.6 .. 13.8.
+    """
+
+    def __init__(self, blocks: Mapping[str, HMQBlock], key: Callable[[str], int], eps: float = 1e-6) -> None:
+        self.blocks = list(blocks.values())
+        self.keys = [key(site) for site in blocks]
+        self.eps = eps
+        self._layout: tuple[int, Tensor, Tensor, list[int]] | None = None
+
+    def draw(self, step: int, batch_size: int) -> None:
+        """Fill every block's noise for one step with `batch_size` images on this rank."""
+        device = self.blocks[0].logits.device
+        if self._layout is None or self._layout[0] != batch_size or self._layout[1].device != device:
+            sizes = [block.num_samples(batch_size) * block.logits.numel() for block in self.blocks]
+            keys = torch.repeat_interleave(torch.tensor(self.keys), torch.tensor(sizes)).to(device)
+            index = torch.cat([torch.arange(n) for n in sizes]).to(device)
+            self._layout = (batch_size, keys, index, sizes)
+        _, keys, index, sizes = self._layout
+        noise = counter_gumbel(keys, step, index, self.eps)
+        for block, part in zip(self.blocks, noise.split(sizes), strict=True):
+            block.gumbel = part.reshape(-1, block.logits.numel()).to(block.logits.dtype)
