@@ -71,6 +71,13 @@ def test_operations_whose_overwriting_shows_are_left(rule, traced_copy, assert_s
     assert_same_behaviour(reference, graph_module, images())
 
 
+def test_a_network_that_overwrites_its_input_still_does():
+    graph_module = trace(nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True)), images())
+    x = images()
+    assert torch.equal(graph_module(x), images().relu().flatten(1))
+    assert torch.equal(x, images().relu())
+
+
 def test_an_augmented_assignment_that_shows_is_refused():
     network = Net(lambda m, x, y: (lambda kept: iadd(m.drop(kept), y) + kept)(x))
     with pytest.raises(UserError, match=r"other outputs than the network.*an in-place operation \(x \+= y\) changes"):

@@ -121,6 +121,7 @@ def test_quantized_layers_keep_names_objects_and_settings():
         assert torch.equal(graph_module(images()), reference(images()))
     assert hooked == ["a"]
     assert type(network.a) is nn.Conv2d and type(network.fc) is nn.Linear  # the original is left as it was
+    assert list(network.a.children()) == list(network.fc.children()) == []
 
 
 def test_quantizer_state_goes_under_the_layer_and_under_activation_quantizers():
@@ -187,6 +188,7 @@ def test_several_inputs_can_be_quantized():
     graph_module = trace(Sum(), (images(), images()))
     insert_quantizers(graph_module, {"left.output": Scale(2.0), "right.output": Scale(3.0)})
     torch.testing.assert_close(graph_module(images(), images()), -images())
+    assert [node.op for node in graph_module.graph.nodes][:3] == ["placeholder", "placeholder", "call_module"]
 
 
 def test_remove_gives_the_plain_network_back(shared_relu, traced_copy, assert_same_behaviour):

@@ -104,6 +104,22 @@ def test_state_dict_keeps_keys_order_and_objects(traced_copy, assert_same_behavi
     assert list(duplicate.state_dict()) == list(reference.state_dict())
 
 
+def test_arithmetic_on_buffers_stays_in_the_graph():
+    """Evaluated while tracing, it would keep the values of that moment."""
+
+    class Shift(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x - (self.mean + 1.0)
+
+    graph_module = trace(nn.Sequential(Shift()), images(8))
+    graph_module.load_state_dict({"0.mean": torch.tensor([4.0])})
+    assert torch.equal(graph_module(images(8)), images(8) - 5.0)
+
+
 @needs_timm
 def test_state_dict_of_a_split_batch_norm_keeps_its_keys():
     import timm
