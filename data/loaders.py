@@ -1,6 +1,7 @@
 """Seeded sample order, sharding by rank and resuming in mid-epoch: what every training loader here has in common."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,7 +51,7 @@ def data_device(data_module: LightningDataModule) -> torch.device:
     return torch.device(data_module.device or (trainer.strategy.root_device if trainer else "cpu"))
 
 
-class ResumableLoader:
+class ResumableLoader(ABC):
     """An iterable over the batches of one epoch; subclasses say how a batch is made.
 
     The order of the samples is a function of (seed, epoch), so the state of a loader is an epoch and a number of
@@ -163,9 +164,9 @@ class ResumableLoader:
         self._epoch, self._position = state["epoch"], state["position"]
         self._counting = self._resume = True
 
+    @abstractmethod
     def _batches(self, indices: Tensor, start: int) -> Iterator[Any]:
         """Yield batches start, start + 1, ..., len(self) - 1 of this rank's sample indices, (samples,) int64."""
-        raise TypeError(f"{type(self).__name__} does not say how a batch is made")
 
     def _batch_indices(self, indices: Tensor, batch: int) -> Tensor:
         return indices[batch * self.batch_size : (batch + 1) * self.batch_size]

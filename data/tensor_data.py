@@ -1,6 +1,7 @@
 """Small image sets held in memory as one uint8 tensor and augmented in batches on the device."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice, repeat
 from typing import Any
@@ -146,7 +147,7 @@ class TensorLoader(ResumableLoader):
             yield normalise(images, self.mean, self.std), self.labels[chosen]
 
 
-class TensorDataModule(LightningDataModule):
+class TensorDataModule(LightningDataModule, ABC):
     """Base of the in-memory data sets: a subclass gives `name`, `num_classes`, `input_shape` and `_read`.
 
     The data are read at the first use. Training batches are shuffled, augmented and of equal size (`drop_last`);
@@ -218,9 +219,9 @@ class TensorDataModule(LightningDataModule):
         self._splits: dict[str, Batch] | None = None
         self._fingerprint: str | None = None
 
+    @abstractmethod
     def _read(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Training images (N, C, H, W) uint8 and labels (N,) int64, test images and labels; DataError if damaged."""
-        raise TypeError(f"{type(self).__name__} does not say how its data are read")
 
     def setup(self, stage: str | None = None) -> None:
         """Read the data, once."""

@@ -131,6 +131,7 @@ def test_a_batch_depends_on_seed_epoch_rank_and_index_only(monkeypatch):
     same = make_loader(images[:1].expand(256, -1, -1, -1), batch_size=64)
     given = [images for images, _ in same]
     assert not torch.equal(given[0], given[1])  # another batch, other draws
+    assert not torch.equal(given[0], next(iter(same))[0])  # another epoch
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     parts = []
