@@ -1,3 +1,5 @@
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -112,6 +114,22 @@ def test_resuming_in_mid_epoch_equals_an_uninterrupted_run(train, root, num_work
         resumed = train(make(root, num_workers=num_workers), max_epochs=3, ckpt_path=path)
         assert [batch[2] for batch in resumed.batches] == [batch[2] for batch in whole.batches[step:]]
         assert torch.equal(resumed.weights["linear.weight"], whole.weights["linear.weight"])
+
+
+def test_a_run_stopped_inside_a_step_repeats_that_step(train, root):
+    whole = train(make(root), max_epochs=2)
+    checkpoint = {"save_on_exception": True, "every_n_epochs": 2}
+    stopped = train(make(root), max_epochs=2, interrupt_at=(1, 2), checkpoint=checkpoint)
+    resumed = train(make(root), max_epochs=2, ckpt_path=stopped.checkpoints / "step=7.ckpt")
+    assert stopped.batches + resumed.batches == whole.batches
+
+
+def test_workers_end_with_the_pass_that_started_them(root):
+    batches = iter(make(root, num_workers=2).train_dataloader())
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    assert multiprocessing.active_children() == []
 
 
 def test_a_pass_given_up_in_the_middle_leaves_nothing_for_the_next_one(root):
