@@ -82,8 +82,8 @@ def _layer_sites(
 ) -> list[Site]:
     word = view.operator(calls[0])
     names = tuple(call.name for call in calls)
-    sources = [view.source(call.args[0]) for call in calls]
-    shape = tuple(shapes[view.argument(calls[0]).name].shape[1:])
+    sources = [view.source(call.all_input_nodes[0]) for call in calls]
+    shape = tuple(shapes[calls[0].all_input_nodes[0].name].shape[1:])
     edge = Site(
         name=f"{name}.input",
         kind="edge",

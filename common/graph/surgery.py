@@ -26,30 +26,30 @@ from common.graph.view import GraphView
 class QuantizedConv2d(nn.Conv2d):
     """A convolution that quantizes its input, weight and bias where it holds a quantizer for them.
 
-    Made by `insert_quantizers` from a Conv2d, whose parameters it shares. x: (N, C, H, W).
+    Made by `insert_quantizers` from a Conv2d, whose parameters it shares. input: (N, C, H, W).
     """
 
     input_quantizer: nn.Module | None
     weight_quantizer: nn.Module | None
     bias_quantizer: nn.Module | None
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, weight, bias = _quantized_operands(self, x)
+    def forward(self, input: Tensor) -> Tensor:  # the argument's name in torch.nn
+        x, weight, bias = _quantized_operands(self, input)
         return self._conv_forward(x, weight, bias)  # keeps padding_mode
 
 
 class QuantizedLinear(nn.Linear):
     """A linear layer that quantizes its input, weight and bias where it holds a quantizer for them.
 
-    Made by `insert_quantizers` from a Linear, whose parameters it shares. x: (N, ..., in_features).
+    Made by `insert_quantizers` from a Linear, whose parameters it shares. input: (N, ..., in_features).
     """
 
     input_quantizer: nn.Module | None
     weight_quantizer: nn.Module | None
     bias_quantizer: nn.Module | None
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, weight, bias = _quantized_operands(self, x)
+    def forward(self, input: Tensor) -> Tensor:
+        x, weight, bias = _quantized_operands(self, input)
         return F.linear(x, weight, bias)
 
 

@@ -55,13 +55,6 @@ class GraphView:
                 calls.setdefault(node.target, []).append(node)
         return calls
 
-    def argument(self, node: torch.fx.Node) -> torch.fx.Node:
-        """The first argument, in front of its quantizer if it has one."""
-        argument = node.args[0]
-        while is_quantizer_target(argument.target):
-            argument = argument.args[0]
-        return argument
-
     def source(self, node: torch.fx.Node) -> torch.fx.Node:
         """The node that computes what `node` carries: back through reshapes, slices and dropouts."""
         while self.operator(node) == CARRIES:

@@ -166,6 +166,24 @@ def test_reshapes_and_dropouts_carry_the_site_of_their_input(function):
     assert sites[1].consumers == ("sigmoid",)
 
 
+def test_what_does_not_depend_on_the_input_is_no_site():
+    """A scaled gain is no activation, and adding it is no residual addition."""
+
+    class Gain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(1, 4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x.relu() + self.gain * 2).reshape(x.shape[0] * 2, -1)
+
+    _, sites = sites_of(Gain(), 4, 4, 4)
+    assert [(site.name, site.operator) for site in sites] == [
+        ("x.output", "input"), ("relu.output", "relu"), ("add.output", "other"),
+    ]  # fmt: skip
+    assert not sites[-1].non_negative
+
+
 def counts(network: nn.Module, size: int, channels: int = 3) -> tuple[int, dict[str, int], int]:
     graph_module, sites = sites_of(network, channels, size, size)
     chosen = activation_outputs(sites, graph_module)
@@ -266,6 +284,11 @@ def test_modules_that_need_real_numbers_are_run_on_them():
 def test_sites_stay_the_same_when_quantizers_are_in(shared_relu):
     graph_module, sites = sites_of(shared_relu, 3, 8, 8)
     chosen = activation_outputs(sites, graph_module)
-    insert_quantizers(graph_module, {site.name: nn.Identity() for site in sites})
+
+    class Unexpected(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("a quantizer was run: an observer would have recorded the example")
+
+    insert_quantizers(graph_module, {site.name: Unexpected() for site in sites})
     assert find_sites(graph_module, torch.zeros(1, 3, 8, 8)) == sites
     assert activation_outputs(sites, graph_module) == chosen

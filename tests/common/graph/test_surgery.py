@@ -14,6 +14,7 @@ from common.graph import (
     QuantizedLinear,
     find_sites,
     insert_quantizers,
+    layer_table,
     quantizers,
     remove_quantizers,
     trace,
@@ -178,6 +179,24 @@ def test_a_layer_with_two_names_is_replaced_under_both():
     insert_quantizers(graph_module, {f"{name}.weight": Scale(2.0)})
     assert graph_module.same is graph_module.block.get_submodule("0")
     assert isinstance(graph_module.same, QuantizedConv2d)
+
+
+def test_layers_called_by_keyword():
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.fc = nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(input=self.conv(input=x))
+
+    network = Keyword()
+    graph_module = trace(network, images())
+    assert [layer.input_tensor for layer in layer_table(graph_module, images())] == ["x.output", "conv.output"]
+    insert_quantizers(graph_module, {"conv.input": Scale(2.0), "fc.weight": Scale(0.5)})
+    expected = F.linear(network.conv(images() * 2), network.fc.weight * 0.5, network.fc.bias)
+    torch.testing.assert_close(graph_module(images()), expected)
 
 
 def test_several_inputs_can_be_quantized():
