@@ -44,8 +44,10 @@ def activation_bit_widths(
     """b(X) = min(floor(U / |X|), max_bit_width), where U = 32 max |X| / target_acr bits (HMQ, eq. 10 and 11).
 
     Raises:
-        UserError: the bound leaves some tensor less than one bit per value.
+        UserError: the target is no rate, or the bound leaves some tensor less than one bit per value.
     """
+    if not target_acr > 0:
+        raise UserError(f"activation compression must be a positive rate, got {target_acr:g}")
     bound_bits = FLOAT_BITS * max(num_elements.values()) / target_acr
     widths = {}
     for site, count in num_elements.items():

@@ -90,8 +90,11 @@ def save_packed(
     except TypeError as error:
         raise UserError(f"packing {path}: {error}") from None
     temporary = Path(f"{path}.partial")
-    save_file(tensors, temporary, metadata=header)
-    os.replace(temporary, path)
+    try:
+        save_file(tensors, temporary, metadata=header)
+        os.replace(temporary, path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot write {path}: {error}") from None
     return size_account(path)
 
 
@@ -119,6 +122,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         parsed = {name: json.loads(header[name]) for name in ("policy", "network", "encodings", "metadata")}
     except (KeyError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: damaged header ({error})") from None
+    if wrong := [name for name, content in parsed.items() if not isinstance(content, dict)]:
+        raise UserError(f"{path}: damaged header ({wrong[0]} is no object)")
     return parsed | {"policy": BitPolicy.from_dict(parsed["policy"], source=str(path))}
 
 
@@ -146,7 +151,7 @@ def load_packed(path: str | Path, model: str | None = None) -> tuple[fx.GraphMod
     try:
         arguments = {k: v for k, v in metadata["network"]["model_args"].items() if not k.startswith(_LOADS_WEIGHTS)}
         network = build_model(name, num_classes=metadata["network"]["num_classes"], **arguments)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot rebuild {name} ({error})") from None
     example = torch.zeros(2, *policy.input_shape)
     traced = trace(network, example)
@@ -162,8 +167,9 @@ def load_packed(path: str | Path, model: str | None = None) -> tuple[fx.GraphMod
             for key in file.keys():  # noqa: SIM118 - not a dict
                 if key.startswith(_FLOATS):
                     state[key.removeprefix(_FLOATS)] = file.get_tensor(key)
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise UserError(f"{path}: damaged content ({error})") from None
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path}: damaged content ({reason})") from None
     try:
         missing, unexpected = traced.load_state_dict(state, strict=False)
     except RuntimeError as error:

@@ -30,7 +30,9 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def counter_uniform(key: Tensor, step: int, index: Tensor) -> Tensor:
-    """Numbers of the open interval (0, 1), float32, uniform on 2^24 equally spaced values.
+    """Numbers of the open interval (0, 1), float32, uniform on the 2^23 values (n + 1/2) 2^-23.
+
+    With 2^24 values the largest ones would need 25 bits, and the last would be rounded to 1.
 
     Args:
         key: streams (`stream_key`), int64, broadcasts to index.
@@ -38,7 +40,7 @@ def counter_uniform(key: Tensor, step: int, index: Tensor) -> Tensor:
         index: position within the stream and step, int64, any shape; the result has its shape.
     """
     state = _mix(_mix(key ^ _mix(torch.as_tensor(step & _MASK, device=index.device))) + index & _MASK)
-    return ((_mix(state ^ key) >> 8).to(torch.float32) + 0.5) * 2.0**-24
+    return ((_mix(state ^ key) >> 9).to(torch.float32) + 0.5) * 2.0**-23
 
 
 def counter_gumbel(key: Tensor, step: int, index: Tensor, eps: float = 0.0) -> Tensor:

@@ -40,6 +40,11 @@ class Quantizer(nn.Module):
     traits: ClassVar[Traits]
     bit_width: Tensor
 
+    @classmethod
+    def of_width(cls, bit_width: int, signed: bool) -> Quantizer:
+        """One of this width and range, all else at its defaults: how the property tests make it."""
+        return cls(bit_width, signed)
+
     def encode(self, x: Tensor) -> AffineEncoding:
         """Codes and scales of x on the grid of eval mode."""
         return self.inference_form().encode(x)

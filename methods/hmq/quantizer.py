@@ -174,6 +174,10 @@ class HMQBlock(Quantizer):
         self.set_bit_widths(bit_widths)
         self.reset_logits(initial_probability)
 
+    @classmethod
+    def of_width(cls, bit_width: int, signed: bool) -> HMQBlock:
+        return cls([bit_width], ClipRule(signed))
+
     @torch.no_grad()
     def reset_logits(self, probability: float) -> None:
         """log p for (largest t, largest b), log((1 - p) / (n - 1)) for the other n - 1 pairs."""
@@ -310,7 +314,7 @@ class GumbelNoise:
     Args:
         blocks: site name -> block.
         key: site name -> key of its stream.
-        eps: added inside both logarithms (public code: 1e-6), which bounds the noise to about -2.6 .. 13.8.
+        eps: added inside both logarithms (public code: 1e-6), which bounds the noise to about -2.6 .. 17.
     """
 
     def __init__(self, blocks: Mapping[str, HMQBlock], key: Callable[[str], int], eps: float = 1e-6) -> None:
