@@ -284,14 +284,15 @@ class ImageNetData(LightningDataModule):
     def calibration_batches(self, n: int, batch_size: int | None = None) -> Iterator[Batch]:
         """n batches of training images with the evaluation transforms, the same for the same seed and on every rank.
 
-        They come in a seeded order and start over in another one when all images have been given.
+        They come in a seeded order and start over in another one when all images have been given; n = -1 is every
+        image once, with a smaller batch at the end.
         """
         batch_size = min(batch_size or self.batch_size, self.train_size)
         seed = derived_seed("calibration", self.seed)
         loader = self._loader(
-            "train", self._eval_transform, batch_size, seed, shuffle=True, drop_last=True, sharded=False
+            "train", self._eval_transform, batch_size, seed, shuffle=True, drop_last=n >= 0, sharded=False
         )
-        return islice(chain.from_iterable(repeat(loader)), n)
+        return iter(loader) if n < 0 else islice(chain.from_iterable(repeat(loader)), n)
 
     def _loader(self, split: str, transform: Callable, batch_size: int, seed: int, **settings: Any) -> ImageFileLoader:
         self.setup()

@@ -283,7 +283,8 @@ class TensorDataModule(LightningDataModule, ABC):
     def calibration_batches(self, n: int, batch_size: int | None = None) -> Iterator[Batch]:
         """n batches of training images without augmentation, the same ones for the same seed and on every rank.
 
-        They come in a seeded order and start over in another one when all images have been given.
+        They come in a seeded order and start over in another one when all images have been given; n = -1 is every
+        image once, with a smaller batch at the end.
         """
         batch_size = min(batch_size or self.batch_size, self.train_size)
         loader = self._loader(
@@ -291,10 +292,10 @@ class TensorDataModule(LightningDataModule, ABC):
             batch_size,
             seed=derived_seed("calibration", self.seed),
             shuffle=True,
-            drop_last=True,
+            drop_last=n >= 0,
             sharded=False,
         )
-        return islice(chain.from_iterable(repeat(loader)), n)
+        return iter(loader) if n < 0 else islice(chain.from_iterable(repeat(loader)), n)
 
     def _split(self, split: str) -> Batch:
         self.setup()

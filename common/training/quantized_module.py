@@ -184,10 +184,7 @@ class QuantizedModule(pl.LightningModule):
     def _calibrate_from(self, datamodule: pl.LightningDataModule) -> None:
         if not hasattr(datamodule, "calibration_batches"):
             raise UserError("calibration needs a data module with calibration_batches(n)")
-        count = self.calibration_batches
-        if count < 0:
-            count = -(-datamodule.train_size // datamodule.batch_size)
-        batches = datamodule.calibration_batches(count)
+        batches = datamodule.calibration_batches(self.calibration_batches)
         self.calibrate(images.to(self.device) for images, _ in batches)
         self.calibrated.fill_(True)
         self.broadcast(self.quantizers.values())
