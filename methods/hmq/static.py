@@ -1,0 +1,49 @@
+"""Cells of HMQ's tables that need no training: each a function of the row, found by its name."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+
+from common.compression import activation_bit_widths, activation_compression_rate
+from common.graph import activation_outputs, find_sites, layer_table, trace
+from common.models import build_model, model_info
+
+
+@cache
+def activation_sizes(model: str) -> dict[str, int]:
+    """Elements of one sample per quantized activation of the full-size network, in execution order."""
+    return _sizes(model)[1]
+
+
+@cache
+def num_weights(model: str) -> int:
+    """|Theta|: convolution and linear weights of the full-size network."""
+    return _sizes(model)[0]
+
+
+@cache
+def _sizes(model: str) -> tuple[int, dict[str, int]]:
+    network = build_model(model).eval()
+    example = torch.zeros(2, *model_info(model).input_shape)
+    traced = trace(network, example)
+    sites = activation_outputs(find_sites(traced, example), traced)
+    return sum(layer.num_weights for layer in layer_table(traced, example)), {s.name: s.num_elements for s in sites}
+
+
+def acr(row: Any) -> float:
+    """ACR = 32 max |X| / max b |X| with b(X) = min(floor(U / |X|), 8) from R_a (eq. 10, 11), at the full input size."""
+    sizes = activation_sizes(row.run["model"])
+    return activation_compression_rate(sizes, activation_bit_widths(sizes, row.run["target_acr"]))
+
+
+def weight_size_ratio(row: Any) -> float:
+    """WCR as float size over quantized size, from the sizes that the compared paper prints."""
+    return row.inputs["float_size_mb"] / row.inputs["size_mb"]
+
+
+def activation_size_ratio(row: Any) -> float:
+    """ACR as float over quantized size of the largest activation, from the sizes that the compared paper prints."""
+    return row.inputs["float_activation_mb"] / row.inputs["activation_mb"]

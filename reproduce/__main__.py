@@ -1,0 +1,8 @@
+"""python -m reproduce run|tables|evaluate|render|bench|plots ..."""
+
+import sys
+
+from reproduce.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,78 @@
+"""The command line: `python -m reproduce <command>`. Bad input ends in one line on standard error and status 2."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from common.errors import UserError
+
+# Imported when asked for: torch alone takes seconds, and `--list` needs none of it.
+COMMANDS = {
+    "run": ("reproduce.run", "run rows of tables, with resume, and record them"),
+    "tables": ("reproduce.show", "all tables, published beside measured"),
+    "evaluate": ("reproduce.evaluate", "accuracy and size of a packed model"),
+    "render": ("reproduce.render", "write RESULTS.md and the results block of README.md"),
+    "bench": ("reproduce.bench", "step time and peak memory against full precision"),
+    "plots": ("reproduce.plots", "figures from the ledger and the runs"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(" ".join(message.split()))
+
+
+def usage() -> str:
+    lines = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(["usage: python -m reproduce COMMAND ... (COMMAND --help explains each)", "", *lines])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command; the exit status."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    name = arguments[0]
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}"
+        print(f"error: unknown command {name!r}; {hint}", file=sys.stderr)
+        return 2
+    return guarded(importlib.import_module(COMMANDS[name][0]).main, arguments[1:])
+
+
+def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """Run a command; errors that the user caused become one line and status 2."""
+    try:
+        return command(arguments)
+    except Exception as error:
+        if not is_user_error(error):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether the user caused an error and can mend it."""
+    if isinstance(error, UserError):
+        return True
+    data_errors = sys.modules.get("data.errors")  # if it is not imported, nothing can have raised it
+    return data_errors is not None and isinstance(error, data_errors.DataError)
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
