@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from safetensors.torch import save_file
 
 from common.training import QuantizedModule
+from common.training.optimizers import decay, with_factors
 
 
 class SaveWeights(Callback):
@@ -68,6 +69,4 @@ class FullPrecision(QuantizedModule):
         optimizer = torch.optim.SGD(
             self.parameters(), lr=self.learning_rate, momentum=0.9, nesterov=True, weight_decay=self.weight_decay
         )
-        optimizer_steps = self.total_steps // self.trainer.accumulate_grad_batches
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, optimizer_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return with_factors(optimizer, [decay("cosine", self.total_steps)], self.trainer.accumulate_grad_batches)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from common.errors import UserError
 from common.graph import activation_outputs
 from common.search.repair import Change, repair_to_budget
 from common.training import QuantizedModule
+from common.training.optimizers import decay, with_factors
 from common.training.schedule import CyclicSchedule
 from methods.hmq.quantizer import ClipRule, GumbelNoise, HMQBlock
 
@@ -76,6 +77,10 @@ class Choices:
         known = [field.name for field in fields(cls)]
         if unknown := [name for name in overrides if name not in known]:
             raise UserError(f"unknown choice {unknown[0]!r}: choose from {', '.join(known)}")
+        for name, kind in get_type_hints(cls).items():
+            words = [word for word in get_args(kind) if isinstance(word, str)]  # of a Literal
+            if name in overrides and words and overrides[name] not in words:
+                raise UserError(f"choice {name} must be {' or '.join(words)}, got {overrides[name]!r}")
         return replace(PRESETS[preset], **overrides)
 
 
@@ -126,9 +131,10 @@ class HMQ(QuantizedModule):
         published_steps_per_epoch: steps that the published schedule has in an epoch; needed for that scaling.
         weight_decay: decoupled, on the network's parameters only (public code).
         search_fraction: share of the search in the whole run; 30 of 50 epochs (section 5).
-        cycles, ramp_cycles: cycles of the search, cycles in which the targets rise (section 5).
+        cycles, ramp_cycles: cycles of the search, cycles in which the targets rise, at most all (section 5).
         updates_per_cycle: temperature updates in a cycle: 5 epochs of 25 updates (section 5).
         min_temperature: eq. 12.
+        learning_rate_schedule: of the network's parameters: "constant" (public code) or "cosine" down to 0.
         budget_repair: at the end of the search move the policy onto the target (off for published rows).
         preset, choices: see `Choices`.
         log_every_n_steps: of bit-widths and compression.
@@ -164,6 +170,7 @@ class HMQ(QuantizedModule):
         ramp_cycles: int = 4,
         updates_per_cycle: int = 125,
         min_temperature: float = 0.5,
+        learning_rate_schedule: str = "constant",
         budget_repair: bool = False,
         preset: str = "follow",
         choices: dict[str, Any] | None = None,
@@ -190,6 +197,8 @@ class HMQ(QuantizedModule):
             raise UserError("scale_logit_learning_rate needs published_steps_per_epoch")
         self.search_fraction, self.cycles, self.ramp_cycles = search_fraction, cycles, ramp_cycles
         self.updates_per_cycle, self.min_temperature = updates_per_cycle, min_temperature
+        self.learning_rate_schedule = learning_rate_schedule
+        decay(learning_rate_schedule, 1)  # refuse an unknown name now
         self.budget_repair, self.log_every_n_steps = budget_repair, log_every_n_steps
         self.repair_log: list[Change] = []
         self.insert(self._weight_blocks() | self._activation_blocks())
@@ -199,6 +208,11 @@ class HMQ(QuantizedModule):
         self.register_buffer("weight_sizes", torch.tensor([float(n) for n in self.num_elements("weight").values()]))
         self.register_buffer("current_target", torch.tensor(float(target_wcr)))
         self._check_targets()
+        if not 0 <= search_fraction <= 1:
+            raise UserError(f"search_fraction must lie in 0..1, got {search_fraction:g}")
+        if cycles < 1:
+            raise UserError(f"cycles must be at least 1, got {cycles}")
+        self.configure_callbacks()  # they reject bad settings: now rather than after the data have been read
 
     # -- the network ------------------------------------------------------------------------------------------------
 
@@ -246,6 +260,8 @@ class HMQ(QuantizedModule):
         highest = weight_compression_rate(
             self.num_elements("weight"), dict.fromkeys(self.num_elements("weight"), smallest)
         )
+        if not self.target_wcr > 0:
+            raise UserError(f"target_wcr must be a positive rate, got {self.target_wcr:g}")
         if self.target_wcr > highest:
             raise UserError(
                 f"target_wcr {self.target_wcr:g} is above what {smallest} bits everywhere give ({highest:.2f})"
@@ -290,7 +306,7 @@ class HMQ(QuantizedModule):
     def configure_callbacks(self) -> list[Callback]:
         return [
             PhaseSwitch(),
-            TargetCompressionSchedule(self.target_wcr, self.target_acr, self.ramp_cycles),
+            TargetCompressionSchedule(self.target_wcr, self.target_acr, min(self.ramp_cycles, self.cycles)),
             TemperatureAnnealing(self.choices.temperature_rate, self.min_temperature, self.updates_per_cycle),
             PolicyLogger(self.log_every_n_steps),
             SavePacked(),
@@ -393,18 +409,19 @@ class HMQ(QuantizedModule):
             },
         ]
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> dict[str, Any]:
         self.prepare_schedule()
-        return torch.optim.RAdam(
+        optimizer = torch.optim.RAdam(
             self.parameter_groups(), lr=self.learning_rate, betas=(0.9, 0.999), decoupled_weight_decay=True
         )
-
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        if self.schedule.phase(self.step) == 2:
-            for group in optimizer.param_groups:
-                if group["name"] != "network":
-                    group["lr"] = 0.0  # momentum left from the search must not move the logits
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        # In the second phase momentum left from the search must not move the logits.
+        search_steps = self.schedule.search_steps
+        factors = {"network": decay(self.learning_rate_schedule, self.total_steps)}
+        return with_factors(
+            optimizer,
+            [factors.get(group["name"], lambda step: float(step < search_steps)) for group in optimizer.param_groups],
+            self.trainer.accumulate_grad_batches,
+        )
 
     def settings(self) -> dict[str, Any]:
         """What the run was made with, for its record."""

@@ -15,6 +15,7 @@ from common.compression import activation_bit_widths
 from common.graph import activation_outputs
 from common.quantizers import PowerOfTwoQuantizer, SymmetricQuantizer
 from common.training import QuantizedModule
+from common.training.optimizers import decay, with_factors
 
 SAMPLE_PER_BATCH = 4096  # values kept of each activation tensor and batch; the scale search needs no more
 
@@ -30,6 +31,7 @@ class Uniform(QuantizedModule):
         target_acr: bound on the largest activation tensor, from which the widths follow as in HMQ, eq. 10 and 11.
         power_of_two: restrict thresholds to powers of two, as HMQ does.
         learning_rate, weight_decay: of RAdam, decoupled.
+        learning_rate_schedule: "constant" or "cosine" down to 0.
         log_every_n_steps: of the policy.
 
     Other arguments: see QuantizedModule.
@@ -55,6 +57,7 @@ class Uniform(QuantizedModule):
         power_of_two: bool = False,
         learning_rate: float = 1e-5,
         weight_decay: float = 1e-4,
+        learning_rate_schedule: str = "constant",
         log_every_n_steps: int = 50,
     ) -> None:
         super().__init__(
@@ -69,6 +72,8 @@ class Uniform(QuantizedModule):
             calibration_batches=calibration_batches,
         )
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.learning_rate_schedule = learning_rate_schedule
+        decay(learning_rate_schedule, 1)  # refuse an unknown name now
         self.log_every_n_steps = log_every_n_steps
         kind = PowerOfTwoQuantizer if power_of_two else SymmetricQuantizer
         ends = {self.layers[0].name, self.layers[-1].name} if first_last_weight_bit_width else set()
@@ -104,8 +109,10 @@ class Uniform(QuantizedModule):
     def configure_callbacks(self) -> list[Callback]:
         return [PolicyLogger(self.log_every_n_steps), SavePacked()]
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> dict[str, Any]:
         self.prepare_schedule()
-        return torch.optim.RAdam(
+        optimizer = torch.optim.RAdam(
             self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, decoupled_weight_decay=True
         )
+        factor = decay(self.learning_rate_schedule, self.total_steps)
+        return with_factors(optimizer, [factor], self.trainer.accumulate_grad_batches)
