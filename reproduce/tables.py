@@ -161,8 +161,8 @@ class StaticCell:
 
 
 def list_tables() -> list[str]:
-    """Names of all tables, `<paper>/<table>`."""
-    return sorted(f"{path.parents[1].name}/{path.stem}" for path in METHODS.glob("*/tables/*.yaml"))
+    """Names of all papers' tables, `<paper>/<table>`; the template's are left out."""
+    return sorted(f"{path.parents[1].name}/{path.stem}" for path in METHODS.glob("[!_]*/tables/*.yaml"))
 
 
 def load_table(name: str) -> Table:
