@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
+import zipfile
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from common.errors import UserError
 from common.training.quantized_module import QuantizedModule
@@ -18,6 +23,37 @@ class QuantizationCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"trainer.num_sanity_val_steps": 0})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        path = self.config.get(f"{self.config.subcommand}.ckpt_path")
+        if path and path not in ("best", "last", "hpc"):
+            _check_checkpoint(Path(path))
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # a constructor's ValueError is about an argument, and all arguments are the user's
+            raise UserError(str(error)) from error
+
+
+def _check_checkpoint(path: Path) -> None:
+    """
+    Raises:
+        UserError: no such file, or its end is missing.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}")
+    if not zipfile.is_zipfile(path):  # torch.save writes a zip archive, whose directory stands at the end
+        raise UserError(f"{path} is damaged or no checkpoint: take an earlier one or start without --ckpt_path")
+
+
+def _notices_to_stdout() -> None:
+    """Lightning writes its notices to standard error, which is for errors here."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.setStream(sys.stdout)
 
 
 def run_cli(
@@ -34,16 +70,18 @@ def run_cli(
         errors: further exceptions that the user caused, besides UserError.
         arguments: instead of the command line's.
     """
+    _notices_to_stdout()
     try:
         QuantizationCLI(
             method,
             pl.LightningDataModule,
             subclass_mode_data=True,
             args=list(arguments) if arguments is not None else None,
+            seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"exit_on_error": False},
         )
-    except (UserError, *errors, argparse.ArgumentError) as error:
+    except (UserError, *errors, argparse.ArgumentError, MisconfigurationException) as error:
         message = " ".join(str(error).split())
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from None

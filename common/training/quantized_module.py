@@ -179,7 +179,7 @@ class QuantizedModule(pl.LightningModule):
             self._calibrate_from(self.trainer.datamodule)
         if self.compile_network:
             # Lightning's checkpoints and hooks see the same module: compile() keeps names and parameters.
-            self.network.compile()
+            self.network.compile(fullgraph=True)
 
     def _calibrate_from(self, datamodule: pl.LightningDataModule) -> None:
         if not hasattr(datamodule, "calibration_batches"):
@@ -215,5 +215,15 @@ class QuantizedModule(pl.LightningModule):
         checkpoint["quantization"] = {"step": self.step, "start_weights": self.start_weights}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """
+        Raises:
+            UserError: the checkpoint is of another network, method or setting.
+        """
+        own, saved = self.state_dict(), checkpoint["state_dict"]
+        differing = [n for n in own.keys() | saved.keys() if n not in own or n not in saved]
+        differing = sorted(differing) or [n for n in own if own[n].shape != saved[n].shape]
+        if differing or "quantization" not in checkpoint:
+            where = f": {differing[0]} differs" if differing else ""
+            raise UserError(f"the checkpoint does not fit {type(self).__name__} on {self.model_name}{where}")
         self.step = checkpoint["quantization"]["step"]
         self.start_weights = checkpoint["quantization"]["start_weights"]

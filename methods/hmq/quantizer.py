@@ -254,20 +254,22 @@ class HMQBlock(Quantizer):
         return int(pairs[:, column].argmax()) * pairs.shape[1] + column
 
     def _chosen_pair(self) -> Tensor:
-        """The pair as a tensor, without a host synchronisation."""
+        """The pair as a tensor of shape (1,), without a host synchronisation."""
         pairs = self.probabilities()
         if self.selection == "joint":
-            best = pairs.argmax()
+            best = pairs.argmax().reshape(1)
         else:
-            column = pairs.sum(0).argmax()
-            best = torch.take(pairs.t(), column * pairs.shape[0] + torch.arange(pairs.shape[0], device=pairs.device))
-            best = best.argmax() * pairs.shape[1] + column
+            column = pairs.sum(0).argmax().reshape(1)
+            best = pairs.index_select(1, column).argmax().reshape(1) * pairs.shape[1] + column
         return torch.where(self.frozen_pair >= 0, self.frozen_pair, best)
 
     def hard_step_and_threshold(self) -> tuple[Tensor, Tensor]:
         """D and t of the chosen pair, scalars without gradient."""
+        # index_select, not torch.take or indexing with a scalar tensor, which inductor turns into a host read.
         pair = self._chosen_pair().detach()
-        return torch.take(self.step_sizes, pair), torch.take(self.thresholds, pair // self.step_sizes.shape[1])
+        step = self.step_sizes.flatten().index_select(0, pair)
+        threshold = self.thresholds.index_select(0, pair // self.step_sizes.shape[1])
+        return step.reshape(()), threshold.reshape(())
 
     @torch.no_grad()
     def freeze(self, pair: int | None = None) -> None:
@@ -278,7 +280,7 @@ class HMQBlock(Quantizer):
     @property
     def bit_width(self) -> Tensor:  # type: ignore[override]
         """Width of the chosen pair, scalar tensor."""
-        return torch.take(self.bit_widths, self._chosen_pair() % self.bit_widths.numel())
+        return self.bit_widths.index_select(0, self._chosen_pair() % self.bit_widths.numel()).reshape(())
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and self.searching):

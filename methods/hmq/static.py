@@ -1,7 +1,10 @@
-"""Cells of HMQ's tables that need no training: each a function of the row, found by its name."""
+"""Cells of HMQ's tables that need no training: functions found by their names.
+
+Each takes the method's arguments of the row together with the row's `inputs`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -33,17 +36,17 @@ def _sizes(model: str) -> tuple[int, dict[str, int]]:
     return sum(layer.num_weights for layer in layer_table(traced, example)), {s.name: s.num_elements for s in sites}
 
 
-def acr(row: Any) -> float:
+def acr(inputs: Mapping[str, Any]) -> float:
     """ACR = 32 max |X| / max b |X| with b(X) = min(floor(U / |X|), 8) from R_a (eq. 10, 11), at the full input size."""
-    sizes = activation_sizes(row.run["model"])
-    return activation_compression_rate(sizes, activation_bit_widths(sizes, row.run["target_acr"]))
+    sizes = activation_sizes(inputs["model"])
+    return activation_compression_rate(sizes, activation_bit_widths(sizes, inputs["target_acr"]))
 
 
-def weight_size_ratio(row: Any) -> float:
+def weight_size_ratio(inputs: Mapping[str, Any]) -> float:
     """WCR as float size over quantized size, from the sizes that the compared paper prints."""
-    return row.inputs["float_size_mb"] / row.inputs["size_mb"]
+    return inputs["float_size_mb"] / inputs["size_mb"]
 
 
-def activation_size_ratio(row: Any) -> float:
+def activation_size_ratio(inputs: Mapping[str, Any]) -> float:
     """ACR as float over quantized size of the largest activation, from the sizes that the compared paper prints."""
-    return row.inputs["float_activation_mb"] / row.inputs["activation_mb"]
+    return inputs["float_activation_mb"] / inputs["activation_mb"]
