@@ -52,7 +52,7 @@ def _notices_to_stdout() -> None:
     """Lightning writes its notices to standard error, which is for errors here."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler):
+            if type(handler) is logging.StreamHandler:  # not those for files, nor those of a test runner
                 handler.setStream(sys.stdout)
 
 
