@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if options.checkpoint_every < 1:
         raise UserError(f"--checkpoint-every must be at least 1, got {options.checkpoint_every}")
-    from reproduce.runner import Options, settings_of
+    from reproduce.runner import Options, make_data_of, settings_of
     from reproduce.settings import parse_overrides
 
     overrides = parse_overrides(rest)
@@ -50,7 +50,9 @@ def main(arguments: Sequence[str]) -> int:
             overrides[name] = value
     settings = Options(overrides, options.rehearse, options.force, options.checkpoint_every)
     for table, row, seed in jobs:  # all of them are checked before the first one trains
-        settings_of(table, row, seed, settings)
+        resolved = settings_of(table, row, seed, settings)
+    if len(jobs) > 1:
+        make_data_of(resolved)
     several = len(jobs) > 1
     apart = several and not options.rehearse and "LOCAL_RANK" not in os.environ
     failures, status = [], 0

@@ -118,9 +118,10 @@ def run_row(table: Table, row: Row, seed: int, options: Options, chain: tuple[st
                 "--force replaces it"
             )
     weights = _start_weights(table, row, seed, settings, options, chain)
-    data = _data(settings)
+    data = make_data_of(settings)
     state, reason = _state(table, settings, data, options)
-    _prepare(folder, settings, fresh=options.force or options.rehearse)
+    code = ledger.method_code_hash(settings.folder, settings.data_name)  # now: the files may change during the run
+    former_code = _prepare(folder, settings, code, fresh=options.force or options.rehearse)
     print(f"{table.path} {row.name}, seed {seed}, in {relative(folder)}")
     print(_indented(settings))
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -175,9 +176,10 @@ def run_row(table: Table, row: Row, seed: int, options: Options, chain: tuple[st
         "repair": json.loads(repair.read_text()) if (repair := folder / "repair.json").is_file() else [],
         "packed": {name: value for name, value in packed.items() if name != "images"},
         "settings": settings.identity(),
-        "overrides": {k: v for k, v in _recorded_overrides(table, row, options).items()},
+        "overrides": _recorded_overrides(table, row, options),
         "settings_hash": settings.hash(),
-        "code_hash": ledger.method_code_hash(settings.folder, settings.data_name),
+        "code_hash": code,
+        "former_code_hashes": former_code,  # of the code that ran before a resume
         **dict(zip(("commit", "dirty"), ledger.commit(), strict=True)),
         "versions": ledger.versions(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -219,7 +221,12 @@ def _start_weights(
     return None
 
 
-def _data(settings: Settings) -> Any:
+def make_data_of(settings: Settings) -> Any:
+    """The run's data module, read.
+
+    Raises:
+        DataError: missing or damaged data.
+    """
     data_class = RehearsalData if settings.data_name == RehearsalData.name else DATA_SETS[settings.data_name]
     data = data_class(**settings.data)
     data.setup()
@@ -236,12 +243,13 @@ def _state(table: Table, settings: Settings, data: Any, options: Options) -> tup
     return "measured", ""
 
 
-def _prepare(folder: Path, settings: Settings, fresh: bool) -> None:
-    """Clear or check the run's folder."""
+def _prepare(folder: Path, settings: Settings, code: str, fresh: bool) -> list[str]:
+    """Clear or check the run's folder; the hashes of other code that an unfinished run in it began with."""
     if fresh and folder.exists():
         shutil.rmtree(folder)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     path = folder / "settings.json"
+    former_code: list[str] = []
     if path.is_file() and (folder / "checkpoints" / LAST).is_file():
         former = json.loads(path.read_text())
         if former["hash"] != settings.hash():
@@ -249,7 +257,9 @@ def _prepare(folder: Path, settings: Settings, fresh: bool) -> None:
                 f"{relative(folder)} holds an unfinished run with other settings "
                 f"({_difference(former['settings'], settings)}); --force starts anew"
             )
-    ledger.write_json(path, {"hash": settings.hash(), "settings": settings.identity()})
+        former_code = [hash for hash in former.get("code", []) if hash != code]
+    ledger.write_json(path, {"hash": settings.hash(), "code": [*former_code, code], "settings": settings.identity()})
+    return former_code
 
 
 def _difference(former: Mapping[str, Any], settings: Settings) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
 import os
 import warnings
@@ -18,9 +19,8 @@ from jsonargparse import ArgumentParser
 from common.errors import UserError
 from common.models import model_info
 from data import DATA_SETS
-from reproduce.tables import METHODS, ROOT, RUN_KEYS, Row, Table, parse_yaml
+from reproduce.tables import METHODS, SECTIONS, Row, Table, parse_yaml, read_config, run_arguments
 
-SECTIONS = ("model", "data", "trainer")
 # Where things are and what they run on: not part of what a run is.
 _PLACES = {
     "model": ("weights",),
@@ -85,7 +85,7 @@ def resolve(
     if not run:
         raise UserError(f"{table.path} row {row.name!r} is of a compared method: it has no run")
     folder = run.get("method", table.paper)
-    config = _read_config(folder, run["config"])
+    config = read_config(folder, run["config"])
     published = config["trainer"].get("max_epochs")
     data = config["data"]
     if data_class is None:
@@ -96,7 +96,7 @@ def resolve(
     if data_name in DATA_SETS:
         arguments |= run.get("data") or {}
     sections = {
-        "model": config["model"] | {key: value for key, value in run.items() if key not in RUN_KEYS},
+        "model": config["model"] | run_arguments(run),
         "data": arguments,
         "trainer": config["trainer"] | (run.get("trainer") or {}),
     }
@@ -116,12 +116,12 @@ def resolve(
         sections["model"]["weights"] = str(weights)
         if model_args := sections["model"].get("model_args"):
             sections["model"]["model_args"] = {k: v for k, v in model_args.items() if k != "pretrained"} or None
-    _preprocessing(sections["data"], sections["model"].get("model"), data_class)
+    sections["data"] = preprocessing_of(sections["model"].get("model"), data_class) | sections["data"]
     return Settings(
         folder=folder,
         data_name=data_name,
-        model=_checked(method_class(folder), "model", sections["model"]),
-        data=_checked(data_class, "data", sections["data"]),
+        model=checked_arguments(method_class(folder), "model", sections["model"]),
+        data=checked_arguments(data_class, "data", sections["data"]),
         trainer=_given(pl.Trainer, "trainer", sections["trainer"]),
         seed=seed,
         published_epochs=published,
@@ -164,19 +164,6 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     return overrides
 
 
-def _read_config(folder: str, name: str) -> dict[str, dict[str, Any]]:
-    path = METHODS / folder / "configs" / name
-    if not path.is_file():
-        raise UserError(f"no configuration {path.relative_to(ROOT)}")
-    content = parse_yaml(path.read_text(), str(path.relative_to(ROOT)))
-    if not isinstance(content, dict):
-        raise UserError(f"{path.relative_to(ROOT)}: expected the sections {', '.join(SECTIONS)}")
-    sections = {section: dict(content.get(section) or {}) for section in SECTIONS}
-    if unknown := set(content) - set(SECTIONS):
-        raise UserError(f"{path.relative_to(ROOT)}: unknown section {sorted(unknown)[0]!r}")
-    return sections
-
-
 def _data_set(class_path: str | None, config: str) -> tuple[str, type[pl.LightningDataModule]]:
     for name, data_class in DATA_SETS.items():
         if class_path is not None and class_path.rpartition(".")[2] == data_class.__name__:
@@ -184,16 +171,17 @@ def _data_set(class_path: str | None, config: str) -> tuple[str, type[pl.Lightni
     raise UserError(f"{config}: data.class_path {class_path!r} is none of our data sets")
 
 
-def _preprocessing(data: dict[str, Any], model: str | None, data_class: type) -> None:
-    """The network's own normalization and image size, where the data module takes them and nobody set them."""
-    info = model_info(model) if model else None
-    if info is None:
-        return
-    accepted = {argument.removeprefix("data.") for argument in _parser(data_class, "data").get_defaults().keys()}
-    for name in ("mean", "std", "interpolation", "resize", "crop"):
-        value = getattr(info, name)
-        if value is not None and name in accepted:
-            data.setdefault(name, list(value) if isinstance(value, tuple) else value)
+def preprocessing_of(model: str | None, data_class: type) -> dict[str, Any]:
+    """The network's own normalization and image size, as far as the data module takes them and the model says."""
+    if not model:
+        return {}
+    info, accepted = model_info(model), inspect.signature(data_class.__init__).parameters
+    named = {name: getattr(info, name) for name in ("mean", "std", "interpolation", "resize", "crop")}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in named.items()
+        if value is not None and name in accepted
+    }
 
 
 def _parser(target: type, section: str) -> ArgumentParser:
@@ -202,7 +190,7 @@ def _parser(target: type, section: str) -> ArgumentParser:
     return parser
 
 
-def _checked(target: type, section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def checked_arguments(target: type, section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments of a class, defaults included, with the given ones checked and converted."""
     try:
         with warnings.catch_warnings():
@@ -215,7 +203,7 @@ def _checked(target: type, section: str, values: Mapping[str, Any]) -> dict[str,
 
 def _given(target: type, section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Only the given arguments, checked and converted."""
-    checked = _checked(target, section, values)
+    checked = checked_arguments(target, section, values)
     return {name: checked[name] for name in values}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from common.errors import UserError
 from reproduce import ledger
 from reproduce.cli import Parser
-from reproduce.tables import Column, Row, Table, list_tables, load_table, static_cell
+from reproduce.tables import Column, Row, Table, list_tables, load_table, method_arguments, static_cell
 
 ACCURACIES = ("top1", "float_top1", "top5", "float_top5")
 
@@ -89,14 +89,13 @@ def _cell(table: Table, row: Row, column: Column, records: list[tuple[Path, dict
     published = row.published[column.name]
     note = row.notes.get(column.name, "")
     if column.kind == "given":
-        value = published if published is not None else (row.run or {}).get(column.name)
+        value = published if published is not None else method_arguments(table, row).get(column.name)
         verdict = "input" if value is not None else ""
         return Cell(table, row, column, published, "static", value, verdict, note)
     if column.kind == "static":
         if row.run is None and not row.inputs:
-            return Cell(
-                table, row, column, published, "not run", None, "", note or "the paper gives no way to compute it"
-            )
+            reason = note or "not computable from what is printed"
+            return Cell(table, row, column, published, "not run", None, "", reason)
         static = static_cell(table, row, column)
         return Cell(table, row, column, published, "static", static.value, static.verdict, static.reason)
     holding = [(path, record) for path, record in records if column.name in record["cells"]]
@@ -157,7 +156,7 @@ def print_table(table: Table, rows: Collection[str] | None = None) -> None:
     """Rows with, for every column, published, ours, difference and verdict; then the drop of accuracy."""
     print(f"{table.path}: {table.caption} [{table.dataset}]")
     lines = [["row", "column", "published", "ours", "difference", "verdict", "reason"]]
-    all_cells = cells(table)
+    all_cells, shown = cells(table), set()
     for row in table.rows:
         if rows is not None and row.name not in rows:
             continue
@@ -169,20 +168,10 @@ def print_table(table: Table, rows: Collection[str] | None = None) -> None:
             if cell.verdict == "input":
                 gap = ""
             reason = "; ".join(filter(None, (cell.epochs, cell.reason, cell.stale)))
-            first = (
-                row.name if not lines[-1][0] or cell is own[0] or row.name not in [line[0] for line in lines] else ""
-            )
-            lines.append(
-                [
-                    first,
-                    cell.column.name,
-                    format_published(cell.published),
-                    format_value(cell),
-                    gap,
-                    cell.verdict,
-                    reason,
-                ]
-            )
+            name = "" if row.name in shown else row.name
+            shown.add(row.name)
+            ours = format_value(cell)
+            lines.append([name, cell.column.name, format_published(cell.published), ours, gap, cell.verdict, reason])
         if (drop := accuracy_drop(own)) is not None:
             lines.append(["", "drop", "", f"{drop:.2f}", "", "", "float_top1 - top1"])
     widths = [max(len(line[i]) for line in lines) for i in range(6)]

@@ -15,7 +15,7 @@ methods/<paper>/tables/<table>.yaml holds
         published: {target_wcr: 8, top1: 75.1, acr: 4}   # null: not reported; `published: null`: a row of our own
         tolerance: {top1: 0.3}
         notes: {acr: reason of a difference}             # per column
-        inputs: {size_mb: 6.3}                           # numbers that a static formula needs
+        inputs: {size_mb: 6.3}                           # numbers that a static formula needs, besides run's
         columns: {wcr: {kind: static, formula: ratio}}   # where this row differs from the table
         run: {config: imagenet.yaml, model: resnet50, target_wcr: 8.0}
 
@@ -43,6 +43,7 @@ from common.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ROOT / "methods"
 KINDS = ("given", "static", "trained")
+SECTIONS = ("model", "data", "trainer")  # of a configuration file
 RUN_KEYS = (
     "config",
     "method",
@@ -216,6 +217,37 @@ def parse_table(content: Any, paper: str, name: str) -> Table:
     )
 
 
+def read_config(folder: str, name: str) -> dict[str, dict[str, Any]]:
+    """The sections of methods/<folder>/configs/<name>.
+
+    Raises:
+        UserError: no such file, or not a configuration.
+    """
+    path = METHODS / folder / "configs" / name
+    shown = f"methods/{folder}/configs/{name}"
+    if not path.is_file():
+        raise UserError(f"no configuration {shown}")
+    content = parse_yaml(path.read_text(), shown)
+    if not isinstance(content, dict):
+        raise UserError(f"{shown}: expected the sections {', '.join(SECTIONS)}")
+    if unknown := set(content) - set(SECTIONS):
+        raise UserError(f"{shown}: unknown section {min(unknown)!r}")
+    return {section: dict(content.get(section) or {}) for section in SECTIONS}
+
+
+def run_arguments(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `run` that are arguments of the method."""
+    return {key: value for key, value in run.items() if key not in RUN_KEYS}
+
+
+def method_arguments(table: Table, row: Row) -> dict[str, Any]:
+    """The method's arguments as configuration and row state them, without the method's own defaults."""
+    if row.run is None:
+        return {}
+    config = read_config(row.run.get("method", table.paper), row.run["config"])
+    return config["model"] | run_arguments(row.run)
+
+
 def _column(name: str, value: Any, where: str) -> Column:
     place = f"{where} column {name!r}"
     settings = {"kind": value} if isinstance(value, str) else _mapping(value, place, {"kind", "formula", "residual"})
@@ -303,7 +335,7 @@ def static_cell(table: Table, row: Row, column: Column) -> StaticCell:
         formula = getattr(importlib.import_module(f"methods.{table.paper}.static"), column.formula or "", None)
     if formula is None:
         raise UserError(f"{table.path}: methods/{table.paper}/static.py has no function {column.formula!r}")
-    value = float(formula(row))
+    value = float(formula(method_arguments(table, row) | row.inputs))
     verdict, reason = compare(value, row.published[column.name], column.residual)
     note = row.notes.get(column.name, "")
     return StaticCell(value, verdict, "; ".join(text for text in (reason, note) if text))
