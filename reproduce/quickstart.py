@@ -17,21 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm import tqdm
 
-from common.compression import activation_compression_rate
+from common.compression import FLOAT_BITS
 from common.errors import UserError
-from common.graph import find_sites
-from common.packing import load_packed, size_account
+from common.packing import read_metadata
 from common.training import QuantizedModule
 from data import DigitsData
 from methods.full_precision import FullPrecision
 from methods.hmq import HMQ
 from methods.uniform import Uniform
 from reproduce.cli import Parser, guarded
+from reproduce.evaluate import evaluate
 from reproduce.measure import accuracy, sampling_error
 from reproduce.plots import Point, plot_pareto, plot_run
 
@@ -120,7 +119,7 @@ def run(out: Path, float_epochs: int, epochs: int, seed: int = 0, subset: int | 
                 settings |= {"logit_learning_rate_multiplier": LOGIT_MULTIPLIER, "budget_repair": True}
             module = method(MODEL, weights=str(weights), seed=seed, **settings)
             _fit(module, data, epochs, out / name, bar)
-            rows.append(_packed_row(name, out / name / "packed.safetensors", data))
+            rows.append(_packed_row(name, out / name / "packed.safetensors"))
         bar.set_description("done")
     pictures = _draw(rows, out)
     print("\n" + table(rows) + "\n")
@@ -151,32 +150,26 @@ def _fit(module: QuantizedModule, data: DigitsData, epochs: int, folder: Path, b
     trainer.fit(module, datamodule=data)
 
 
-def _top1(network: torch.nn.Module, data: DigitsData) -> float:
-    return accuracy(network, data.test_dataloader())["top1"]
-
-
 def _float_row(module: FullPrecision, data: DigitsData, weights: Path) -> Row:
     float_bytes = 4 * sum(layer.num_weights for layer in module.layers)
-    return Row("full precision", "32", _top1(module.network, data), 1.0, 1.0, float_bytes, weights.stat().st_size)
+    top1 = accuracy(module.network, data.test_dataloader())["top1"]
+    return Row("full precision", "32", top1, 1.0, 1.0, float_bytes, weights.stat().st_size)
 
 
-def _packed_row(name: str, path: Path, data: DigitsData) -> Row:
+def _packed_row(name: str, path: Path) -> Row:
     """What the packed file holds, from the file alone."""
-    network, metadata = load_packed(path)
-    policy, account = metadata["policy"], size_account(path)
-    sites = {site.name: site for site in find_sites(network, torch.zeros(2, *policy.input_shape))}
-    weights = {n: sites[n].num_elements for n in policy.sites if sites[n].kind == "weight"}
-    activations = {n: sites[n].num_elements for n in policy.sites if sites[n].kind == "tensor"}
-    widths = sorted({policy.bits(site) for site in weights})
-    mean = sum(policy.bits(site) * n for site, n in weights.items()) / sum(weights.values())
+    measured = evaluate(path)
+    policy = read_metadata(path)["policy"]
+    widths = sorted({policy.bits(site) for site in policy.sites if site.endswith(".weight")})
+    mixed = f"{widths[0]:g}-{widths[-1]:g}, mean {FLOAT_BITS / measured['wcr']:.2f}"
     return Row(
         name,
-        f"{widths[0]:g}" if len(widths) == 1 else f"{widths[0]:g}-{widths[-1]:g}, mean {mean:.2f}",
-        _top1(network, data),
-        4 * sum(weights.values()) / account["codes_bytes"],
-        activation_compression_rate(activations, policy.sites),
-        account["codes_bytes"],
-        account["file_bytes"],
+        f"{widths[0]:g}" if len(widths) == 1 else mixed,
+        measured["top1"],
+        measured["wcr"],
+        measured["acr"],
+        measured["bytes"]["codes_bytes"],
+        measured["bytes"]["file_bytes"],
     )
 
 
