@@ -22,14 +22,15 @@ def repository() -> Path:
 def fit(tmp_path):
     """fit(module, steps=8, batch_size=16, **trainer options) -> trainer: train on 128 of the digits, 8 steps an epoch.
 
-    Logs go to `folder` (default: tmp_path); `resume` is a checkpoint; `callbacks` and other options are the trainer's.
+    With `max_epochs` it ends after whole epochs instead. Logs go to `folder` (default: tmp_path); `resume` is a
+    checkpoint; `callbacks` and other options are the trainer's.
     """
     from data import DigitsData
 
     def run(module, steps=8, batch_size=16, subset=128, folder=None, resume=None, **options):
         trainer = pl.Trainer(
             default_root_dir=folder or tmp_path,
-            max_steps=steps,
+            max_steps=-1 if "max_epochs" in options else steps,
             accelerator="cpu",
             devices=1,
             **{

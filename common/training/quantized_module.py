@@ -56,7 +56,9 @@ class QuantizedModule(pl.LightningModule):
         self.model_name, self.model_args = model, dict(model_args or {})
         info = model_info(model)
         self.num_classes = num_classes or info.num_classes
-        self.input_shape = tuple(input_shape or info.input_shape)
+        self.input_shape = tuple(input_shape or info.input_shape or ())
+        if not (self.num_classes and self.input_shape):
+            raise UserError(f"{model} does not say its num_classes and input_shape: set both")
         self.seed, self.compile_network, self.channels_last = seed, compile_network, channels_last
         self.calibration_batches = calibration_batches
         with torch.random.fork_rng(devices=[]):
@@ -206,6 +208,9 @@ class QuantizedModule(pl.LightningModule):
         if steps == float("inf"):
             raise UserError("the schedule needs an end: set --trainer.max_epochs or --trainer.max_steps")
         self.total_steps = int(steps) * self.trainer.accumulate_grad_batches
+        # The question made Lightning load the training data, before it knows the loader state of a checkpoint; left
+        # so, a resumed epoch would begin again with its first batch.
+        self.trainer.fit_loop._combined_loader = None
 
     def noise_key(self, site: str) -> int:
         """Key of the random stream of one site on this rank."""

@@ -4,5 +4,6 @@ from methods._template.module import GridPull
 
 KIND = "trainer"
 METHOD = GridPull
+LOWEST_WIDTH = {"bit_width": 1}  # settings with the fewest bits
 
-__all__ = ["KIND", "METHOD", "GridPull"]
+__all__ = ["KIND", "LOWEST_WIDTH", "METHOD", "GridPull"]

@@ -4,5 +4,6 @@ from methods.hmq.module import HMQ
 
 KIND = "trainer"
 METHOD = HMQ
+LOWEST_WIDTH = {"weight_bit_widths": [1], "target_wcr": 32, "target_acr": 32}  # settings with the fewest bits
 
-__all__ = ["HMQ", "KIND", "METHOD"]
+__all__ = ["HMQ", "KIND", "LOWEST_WIDTH", "METHOD"]

@@ -359,8 +359,8 @@ class HMQ(QuantizedModule):
     # -- training ---------------------------------------------------------------------------------------------------
 
     def expected_wcr(self) -> Tensor:
-        """R~ of eq. 7, scalar, differentiable in the logits."""
-        sampled = self.choices.expected_bits == "sample"
+        """R~ of eq. 7, scalar, differentiable in the logits. There is no sample in the second phase."""
+        sampled = self.choices.expected_bits == "sample" and self.schedule.phase(self.step) == 1
         bits = torch.stack([block.expected_bit_width(sampled) for block in self.weight_blocks.values()])
         return expected_compression_rate(bits, self.weight_sizes)
 

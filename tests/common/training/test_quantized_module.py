@@ -99,7 +99,7 @@ def test_accumulated_gradients_count_every_batch(fit):
 
 def test_a_run_without_an_end_is_refused(fit):
     with pytest.raises(UserError, match="the schedule needs an end"):
-        fit(Small(), steps=-1, max_epochs=-1)
+        fit(Small(), max_epochs=-1)
 
 
 def test_data_that_cannot_calibrate_are_refused(fit, monkeypatch):
@@ -153,7 +153,7 @@ def test_a_teacher_is_neither_trained_nor_saved(fit):
 
 def test_validation_logs_the_top1_of_the_test_images(fit):
     module = Small()
-    trainer = fit(module, steps=1, max_epochs=1, limit_val_batches=1.0)
+    trainer = fit(module, max_epochs=1, limit_val_batches=1.0)
     metrics = trainer.validate(module, datamodule=trainer.datamodule, verbose=False)[0]
     images, labels = next(iter(trainer.datamodule.test_dataloader()))
     with torch.no_grad():
@@ -184,3 +184,16 @@ def test_an_unknown_site_is_refused():
     module = QuantizedModule()
     with pytest.raises(UserError, match=r"unknown site conv9\.weight"):
         module.insert({"conv9.weight": nn.Identity()})
+
+
+@pytest.mark.parametrize("given", [{}, {"num_classes": 10}, {"input_shape": (1, 8, 8)}])
+def test_a_class_path_needs_the_number_of_classes_and_the_shape_of_its_images(given):
+    with pytest.raises(UserError, match="DigitsNet does not say its num_classes and input_shape: set both"):
+        QuantizedModule(model="common.models.digits_net.DigitsNet", **given)
+
+
+def test_a_class_path_trains_like_the_name():
+    module = QuantizedModule(
+        model="common.models.digits_net.DigitsNet", num_classes=10, input_shape=(1, 8, 8), seed=4
+    )
+    assert module.start_weights == QuantizedModule(seed=4).start_weights
