@@ -240,7 +240,7 @@ class HMQBlock(Quantizer):
 
     def expected_bit_width(self, sampled: bool = False) -> Tensor:
         """E[b] = sum_b b P_B(b), scalar; from softmax(pi), or from the samples of this step's forward pass (eq. 7)."""
-        pairs = self.sample(self.noise_channels).mean(0) if sampled else self.probabilities()
+        pairs = self.sample(self.num_samples(len(self.gumbel))).mean(0) if sampled else self.probabilities()
         return (pairs.sum(0) * self.bit_widths).sum()
 
     def best_pair(self, bit_width: int | None = None) -> int:
