@@ -8,7 +8,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from common.errors import UserError
 
@@ -21,13 +21,36 @@ COMMANDS = {
     "bench": ("reproduce.bench", "step time and peak memory against full precision"),
     "plots": ("reproduce.plots", "figures from the ledger and the runs"),
 }
+SETTINGS = ("--model.", "--data.", "--trainer.")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors."""
+    """argparse with one-line errors and no guessing of shortened options."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
 
     def error(self, message: str) -> NoReturn:
         raise UserError(" ".join(message.split()))
+
+
+def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments that are a command's own, and the settings among them: --model.NAME VALUE, --data..., --trainer...
+
+    They are taken out before argparse sees them, which would take the value of an option that it does not know for a
+    positional argument.
+    """
+    own, settings = [], []
+    pending = list(arguments)
+    while pending:
+        argument = pending.pop(0)
+        if not argument.startswith(SETTINGS):
+            own.append(argument)
+            continue
+        settings.append(argument)
+        if "=" not in argument and pending and not pending[0].startswith("--"):
+            settings.append(pending.pop(0))
+    return own, settings
 
 
 def usage() -> str:

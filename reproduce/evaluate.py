@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.graph import find_sites
 from common.packing import load_packed, size_account
 from data import DATA_SETS, make_data
-from reproduce.cli import Parser
+from reproduce.cli import Parser, split_settings
 from reproduce.measure import accuracy, sampling_error
 from reproduce.settings import checked_arguments, parse_overrides, preprocessing_of
 
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--model", metavar="NAME", help="confirms a network that the file names by class path")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", action="store_true")
-    options, rest = parser.parse_known_args(list(arguments))
+    own, rest = split_settings(arguments)
+    options = parser.parse_args(own)
     overrides = parse_overrides(rest)
     if other := [name for name in overrides if not name.startswith("data.")]:
         raise UserError(f"evaluate takes --data.NAME settings only, not --{other[0]}")

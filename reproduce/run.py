@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from common.errors import UserError
-from reproduce.cli import Parser, is_user_error, one_line
+from reproduce.cli import Parser, is_user_error, one_line, split_settings
 from reproduce.tables import Row, Table, load_table
 
 Job = tuple[Table, Row, int]
@@ -32,7 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--checkpoint-every", type=int, default=200, metavar="N", help="batches between checkpoints")
     parser.add_argument("--rehearse", action="store_true", help="a few steps on embedded data; no measurement")
     parser.add_argument("--no-table", action="store_true", help="leave out the table at the end")
-    options, rest = parser.parse_known_args(list(arguments))
+    own, rest = split_settings(arguments)
+    options = parser.parse_args(own)
     jobs = _jobs(options)
     if options.list:
         _list(options.tables)

@@ -344,8 +344,8 @@ def static_cell(table: Table, row: Row, column: Column) -> StaticCell:
 def compare(value: float, printed: float | None, residual: float = 0.0) -> tuple[str, str]:
     """(verdict, reason) of a computed value beside a printed one.
 
-    `equal` when rounding or cutting it off at the printed decimals gives the print, else `within residual` when the
-    difference is at most the stated one, else `differs`; nothing where nothing is printed.
+    `equal` when rounding, or cutting off at the printed decimals (if any), gives the print; else `within residual` when
+    the difference is at most the stated one, else `differs`; nothing where nothing is printed.
     """
     if printed is None:
         return "", ""
@@ -353,7 +353,7 @@ def compare(value: float, printed: float | None, residual: float = 0.0) -> tuple
     half = 0.5 * 10.0**-decimals
     if abs(value - printed) <= half * (1 + 1e-9):
         return "equal", ""
-    if math.isclose(math.trunc(value * 10**decimals + 1e-9) / 10**decimals, printed, abs_tol=half / 100):
+    if decimals and math.isclose(math.trunc(value * 10**decimals + 1e-9) / 10**decimals, printed, abs_tol=half / 100):
         return "equal", f"printed cut off, not rounded: {value:.4f}"
     if abs(value - printed) <= residual:
         return "within residual", f"computed {value:.4f}, residual {residual:g}"

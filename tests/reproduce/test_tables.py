@@ -1,0 +1,171 @@
+"""Table files, their schema, and the cells that need no training."""
+
+import pytest
+
+from common.errors import UserError
+from reproduce.tables import compare, list_tables, load_table, method_arguments, parse_table, parse_yaml, static_cell
+
+
+def table(**changes):
+    content = {
+        "caption": "invented",
+        "dataset": "digits",
+        "columns": {"target_wcr": "given", "wcr": "trained", "acr": "static"},
+        "rows": [{"name": "one", "method": "HMQ", "model": "net", "published": {"wcr": 8.05}}],
+    }
+    return content | changes
+
+
+def row(**changes):
+    return {"rows": [{"name": "one", "method": "HMQ", "model": "net", "published": None} | changes]}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"rows": []}, "rows must be a list with at least one row"),
+        ({"row": []}, "unknown entry 'row'; did you mean rows"),
+        ({"columns": {"wcr": "learned"}}, "kind must be one of given, static, trained, got 'learned'"),
+        ({"columns": ["wcr"]}, "columns: expected a mapping"),
+        ({"test_images": "many"}, "test_images must be an integer"),
+        (row(published={"top9": 1}), "'top9' is no column of the table"),
+        (row(published={"wcr": "high"}), "published wcr must be a number or null, got 'high'"),
+        (row(notes={"top9": "reason"}), "'top9' is no column"),
+        (row(name="a/b"), "a name has letters"),
+        (row(run={"model": "net"}), "lacks 'config'"),
+        (row(run={"config": "x.yaml", "seeds": 3}), "seeds must be a list of integers, got 3"),
+        (row(run={"config": "x.yaml", "data": 3}), "data: expected a mapping"),
+        (row(run={"config": "x.yaml", "weights_from": "two"}), "weights_from names 'two'"),
+        (row(tolerance={"wcr": "low"}), "wcr must be a number"),
+        ({"rows": [*row()["rows"], *row()["rows"]]}, "row 'one' is there twice"),
+        ({"rows": [{"name": "one"}]}, "lacks 'method'"),
+    ],
+)
+def test_a_table_off_the_schema_is_refused_in_one_line(changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parse_table(table(**changes), "hmq", "invented")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("hmq/invented")
+
+
+def test_a_null_published_row_is_our_own():
+    parsed = parse_table(table(**row()), "hmq", "invented")
+    assert parsed.row("one").own
+    assert not parse_table(table(), "hmq", "invented").row("one").own
+
+
+@pytest.mark.parametrize("text, value", [("1e-5", 1e-5), ("1.0e+3", 1000.0), ("3", 3), ("-2.5", -2.5), (".5", 0.5)])
+def test_numbers_are_read_as_numbers(text, value):
+    read = parse_yaml(text, "text")
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize("text", ["a: [1", "!!python/object/apply:os.getcwd []", "a: b: c"])
+def test_what_is_no_plain_yaml_is_refused(text):
+    with pytest.raises(UserError, match=r"^file\.yaml.*: not valid YAML"):
+        parse_yaml(text, "file.yaml")
+
+
+@pytest.mark.parametrize("name", ["hmq/tabel1", "nothing/table1", "hmq", "../hmq/table1", "hmq/../../x"])
+def test_an_unknown_table_is_named(name):
+    with pytest.raises(UserError, match="unknown table"):
+        load_table(name)
+
+
+def test_every_table_of_the_paper_is_there_with_its_rows():
+    sizes = {name: len(load_table(name).rows) for name in list_tables()}
+    published = {
+        "hmq/table1": 18,
+        "hmq/table2a": 2,
+        "hmq/table2b": 3,
+        "hmq/table3": 4,
+        "hmq/table4": 6,
+        "hmq/baselines": 4,
+    }
+    assert {name: sizes[name] for name in published} == published
+
+
+def test_every_run_names_a_configuration_that_exists():
+    for name in list_tables():
+        for entry in load_table(name).rows:
+            if entry.run is not None:
+                assert method_arguments(load_table(name), entry)["model"]
+
+
+@pytest.mark.parametrize(
+    "value, printed, residual, verdict",
+    [
+        (14.807, 14.8, 0, "equal"),
+        (9.688, 9.68, 0, "equal"),  # cut off
+        (8.5355, 8.53, 0, "equal"),  # cut off
+        (10.574, 10.41, 0, "differs"),
+        (10.574, 10.41, 0.2, "within residual"),
+        (8.031, 8, 0, "equal"),
+        (8.6, 8, 0, "differs"),
+        (9.1, 8, 0, "differs"),
+        (-0.4, 1, 0, "differs"),
+        (3.0, None, 0, ""),
+    ],
+)
+def test_verdicts(value, printed, residual, verdict):
+    assert compare(value, printed, residual)[0] == verdict
+
+
+def cell(name, row_name, column):
+    found = load_table(name)
+    return static_cell(found, found.row(row_name), found.row(row_name).columns[column])
+
+
+@pytest.mark.parametrize(
+    "row_name, value",
+    [
+        ("haq_mobilenet_v1_2bit", 14.81),
+        ("haq_mobilenet_v2_2bit", 14.07),
+        ("haq_resnet50_2bit", 15.47),
+        ("haq_mobilenet_v1_3bit", 10.22),
+        ("haq_mobilenet_v2_3bit", 9.69),
+        ("haq_resnet50_3bit", 10.57),
+        ("haq_mobilenet_v1_4bit", 7.80),
+        ("haq_mobilenet_v2_4bit", 7.47),
+        ("haq_resnet50_4bit", 8.03),
+    ],
+)
+def test_compression_of_haq_follows_from_its_sizes(row_name, value):
+    assert round(cell("hmq/table1", row_name, "wcr").value, 2) == value
+
+
+def test_the_misprint_differs_with_its_reason():
+    misprint = cell("hmq/table1", "haq_resnet50_3bit", "wcr")
+    assert misprint.verdict == "differs"
+    assert "9.36" in misprint.reason
+
+
+@pytest.mark.parametrize(
+    "name, row_name, column, value",
+    [
+        ("hmq/table2a", "dq_mobilenet_v2", "acr", 8.053),
+        ("hmq/table2a", "dq_mobilenet_v2", "wcr", 8.535),
+        ("hmq/table2b", "hawq_resnet50", "wcr", 12.286),
+        ("hmq/table2b", "hawq_v2_resnet50", "wcr", 12.240),
+    ],
+)
+def test_compression_of_the_other_papers_follows_from_their_sizes(name, row_name, column, value):
+    computed = cell(name, row_name, column)
+    assert computed.value == pytest.approx(value, abs=6e-4)
+    assert computed.verdict == "equal"
+
+
+@pytest.mark.parametrize(
+    "name, row_name, value",
+    [
+        ("hmq/table2a", "mobilenet_v2_wcr8_acr8", 8.0),
+        ("hmq/table2b", "resnet50_wcr13_acr8", 8.0),
+        ("hmq/table4", "mobilenet_v1_wcr16_acr8", 8.0),
+        ("hmq/table3", "efficientnet_b0_wcr12", 4.0),
+        ("hmq/cifar10_resnet20", "hmq_wcr16_acr8", 8.0),
+        ("hmq/digits", "uniform_w3_acr4", 4.0),
+    ],
+)
+def test_activation_compression_of_our_rows_is_exact(name, row_name, value):
+    assert cell(name, row_name, "acr").value == value
