@@ -153,7 +153,8 @@ def run_row(table: Table, row: Row, seed: int, options: Options, chain: tuple[st
         "sampling_error": {
             name: sampling_error(cells[name], packed["images"]) for name in ("top1", "float_top1") if name in cells
         },
-        **_progress(module, settings, data),
+        **_progress(module, settings, data, trainer.world_size),
+        "devices": trainer.world_size,
         "wall_time_s": round(statistics.wall_time_s, 1),
         "resumed_at": statistics.resumed_at,
         "step_time_ms": statistics.step_time_ms,
@@ -393,8 +394,8 @@ def _same_logits(module: QuantizedModule, network: torch.nn.Module, data: Any, d
     return torch.equal(trained.forward(images), network.forward(images))  # forward: eager, even when compiled
 
 
-def _progress(module: QuantizedModule, settings: Settings, data: Any) -> dict[str, Any]:
-    steps_per_epoch = max(1, data.train_size // data.batch_size)
+def _progress(module: QuantizedModule, settings: Settings, data: Any, devices: int) -> dict[str, Any]:
+    steps_per_epoch = max(1, data.train_size // (data.batch_size * devices))
     return {
         "epochs_done": round(module.step / steps_per_epoch, 3),
         "epochs_published": settings.published_epochs,
