@@ -63,6 +63,11 @@ def test_a_width_that_the_bound_just_allows_is_not_rounded_down(divisor):
     assert activation_bit_widths({"x": 802816}, 32 / divisor, max_bit_width=32) == {"x": divisor}
 
 
+def test_rounding_of_a_target_between_two_steps_costs_no_bit():
+    # 4 + 4 * 5 / 3 is a little above 32 / 3 in floating point.
+    assert activation_bit_widths({"x": 16384}, 10.666666666666668) == {"x": 3}
+
+
 def test_no_tensor_exceeds_its_memory():
     sizes = {f"t{n}": n for n in (1000, 999, 501, 500, 333, 10, 1)}
     for target in (4, 5, 7.7, 11, 13, 31.9, 32):
