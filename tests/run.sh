@@ -9,7 +9,8 @@ for argument in "$@"; do
   if [ "$argument" = "--full" ]; then markers=""; else arguments+=("$argument"); fi
 done
 "$PY" -m ruff check .
-"$PY" -c 'import sys; from importlinter.cli import lint_imports_command; sys.argv[0] = "lint-imports"; lint_imports_command()'
-# Two processes of one thread each: the tests' networks are too small for threads to pay.
+"$VENV/bin/lint-imports"
+# Two processes of one thread each: the networks of the tests are too small for threads to pay. A file stays together,
+# because its tests share what they trained.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MKL_NUM_THREADS="${MKL_NUM_THREADS:-1}"
-exec "$PY" -m pytest -m "$markers" "${arguments[@]+"${arguments[@]}"}"
+exec "$PY" -m pytest -n 2 --dist loadfile -m "$markers" "${arguments[@]+"${arguments[@]}"}"
