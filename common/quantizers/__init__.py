@@ -7,6 +7,7 @@ from common.quantizers.functional import (
     integer_range,
     power_of_two_exponent,
     quantize,
+    recomputed,
     round_ste,
 )
 from common.quantizers.modules import AffineQuantizer, PowerOfTwoQuantizer, Quantizer, SymmetricQuantizer, Traits
@@ -23,5 +24,6 @@ __all__ = [
     "integer_range",
     "power_of_two_exponent",
     "quantize",
+    "recomputed",
     "round_ste",
 ]

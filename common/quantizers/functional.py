@@ -8,9 +8,12 @@ depending on the PyTorch version and on whether the bound is a number or a tenso
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def integer_range(bit_width: int, signed: bool, narrow: bool = False) -> tuple[int, int]:
@@ -44,6 +47,17 @@ def clip(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
     return torch.where(x < low, low, torch.where(x > high, high, x))
 
 
+def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """function(*arguments), whose compiled backward pass computes the intermediate values again; eager as it is.
+
+    Left alone, the compiler keeps the masks of a clip as bool tensors between forward and backward pass, and on CPUs it
+    writes those about fifty times slower than it computes them. Values and gradients stay the same, bit by bit.
+    """
+    if torch.compiler.is_compiling() and torch.is_grad_enabled():
+        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return function(*arguments)
+
+
 def fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: Tensor | int, quant_max: Tensor | int
 ) -> Tensor:
@@ -60,6 +74,12 @@ def fake_quantize(
         shape and dtype of x. Inside the range, ends included, dy/dx = 1 and dy/dscale = round(x/scale) - x/scale;
         outside dy/dx = 0 and dy/dscale = the bound (LSQ, Esser et al. 2020, eq. 3).
     """
+    return recomputed(_fake_quantize, x, scale, zero_point, quant_min, quant_max)
+
+
+def _fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: Tensor | int, quant_max: Tensor | int
+) -> Tensor:
     steps = clip(x.to(scale.dtype) / scale, quant_min - zero_point, quant_max - zero_point)
     return (scale * round_ste(steps)).to(x.dtype)
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from common.quantizers import AffineQuantizer, Quantizer, Traits, power_of_two_exponent
+from common.quantizers import AffineQuantizer, Quantizer, Traits, power_of_two_exponent, recomputed
 from common.random import counter_gumbel
 
 NUM_THRESHOLDS = 9  # T = {2^M, ..., 2^(M-8)}, eq. 1
@@ -52,7 +52,7 @@ def quantize_with(x: Tensor, step: Tensor, threshold: Tensor, rule: ClipRule) ->
         0; dQ/dt is -1 below (signed), 1 above, else 0.
     """
     if torch.compiler.is_compiling():
-        return _quantize_plain(x, step, threshold, rule)
+        return recomputed(_quantize_plain, x, step, threshold, rule)
     return _QuantizeEager.apply(x, step, threshold, rule)
 
 

@@ -292,7 +292,7 @@ def test_codes_decode_to_what_the_forward_pass_gives(signed):
         block.set_max_abs(1.3)
         encoding = block.encode(x)
         assert torch.equal(encoding.decode(), block(x) + 0.0)
-        assert 0 <= int(encoding.codes.min()) and int(encoding.codes.max()) <= 2**bit_width - 1
+        assert int(encoding.codes.min()) >= 0 and int(encoding.codes.max()) <= 2**bit_width - 1
 
 
 def test_bad_settings_name_the_argument():
