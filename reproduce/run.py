@@ -11,7 +11,7 @@ from typing import Any
 
 from common.errors import UserError
 from reproduce.cli import Parser, is_user_error, one_line, split_settings
-from reproduce.tables import Row, Table, load_table
+from reproduce.tables import Row, Table, expand_names, load_table
 
 Job = tuple[Table, Row, int]
 
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _jobs(options: Any) -> list[Job]:
-    tables = [load_table(name) for name in dict.fromkeys(options.tables)]
+    tables = [load_table(name) for name in expand_names(options.tables)]
     wanted = [name for name in (options.rows or "").split(",") if name]
     known = {row.name for table in tables for row in table.rows}
     if unknown := [name for name in wanted if name not in known]:
@@ -105,7 +105,7 @@ def _seeds(given: str | None, row: Row) -> list[int]:
 
 
 def _list(names: Sequence[str]) -> None:
-    for name in names:
+    for name in expand_names(names):
         table = load_table(name)
         print(f"{table.path}: {table.caption}")
         for row in table.rows:

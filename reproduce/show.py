@@ -13,7 +13,7 @@ from typing import Any
 from common.errors import UserError
 from reproduce import ledger
 from reproduce.cli import Parser
-from reproduce.tables import Column, Row, Table, list_tables, load_table, method_arguments, static_cell
+from reproduce.tables import Column, Row, Table, expand_names, list_tables, load_table, method_arguments, static_cell
 
 ACCURACIES = ("top1", "float_top1", "top5", "float_top5")
 
@@ -205,7 +205,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="a list of cells")
     options = parser.parse_args(list(arguments))
-    tables = [load_table(name) for name in options.tables or list_tables()]
+    tables = [load_table(name) for name in expand_names(options.tables) or list_tables()]
     if not tables:
         raise UserError("there are no tables in methods/*/tables")
     collected = []

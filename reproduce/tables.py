@@ -31,7 +31,7 @@ import difflib
 import importlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,13 @@ class StaticCell:
 def list_tables() -> list[str]:
     """Names of all papers' tables, `<paper>/<table>`; the template's are left out."""
     return sorted(f"{path.parents[1].name}/{path.stem}" for path in METHODS.glob("[!_]*/tables/*.yaml"))
+
+
+def expand_names(names: Iterable[str]) -> list[str]:
+    """Table names, where a paper's folder stands for all of its tables; each once, unknown ones as they are."""
+    known = list_tables()
+    expanded = [[t for t in known if t.startswith(f"{name}/")] or [name] for name in names]
+    return list(dict.fromkeys(table for tables in expanded for table in tables))
 
 
 def load_table(name: str) -> Table:

@@ -3,7 +3,7 @@
 import pytest
 
 from common.errors import UserError
-from reproduce.tables import compare, list_tables, load_table, method_arguments, parse_table, parse_yaml, static_cell
+from reproduce.tables import compare, expand_names, list_tables, load_table, method_arguments, parse_table, parse_yaml, static_cell
 
 
 def table(**changes):
@@ -169,3 +169,10 @@ def test_compression_of_the_other_papers_follows_from_their_sizes(name, row_name
 )
 def test_activation_compression_of_our_rows_is_exact(name, row_name, value):
     assert cell(name, row_name, "acr").value == value
+
+
+def test_a_papers_name_stands_for_all_of_its_tables():
+    assert expand_names(["hmq/table3", "hmq", "nothing/here"])[0] == "hmq/table3"
+    expanded = expand_names(["hmq"])
+    assert "hmq/table1" in expanded and "hmq/table4" in expanded and len(set(expanded)) == len(expanded)
+    assert expand_names(["nothing/here"]) == ["nothing/here"]
