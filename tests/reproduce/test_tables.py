@@ -3,7 +3,16 @@
 import pytest
 
 from common.errors import UserError
-from reproduce.tables import compare, expand_names, list_tables, load_table, method_arguments, parse_table, parse_yaml, static_cell
+from reproduce.tables import (
+    compare,
+    expand_names,
+    list_tables,
+    load_table,
+    method_arguments,
+    parse_table,
+    parse_yaml,
+    static_cell,
+)
 
 
 def table(**changes):
