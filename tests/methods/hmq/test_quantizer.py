@@ -175,7 +175,10 @@ def test_block_equals_the_loop_version_forward_and_backward(signed, noise):
     torch.testing.assert_close(block.logits.grad, logits.grad, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("rule", [ClipRule(s, u, e) for s in (True, False) for u in (False, True) for e in (False, True)])
+RULES = [ClipRule(s, u, e) for s in (True, False) for u in (False, True) for e in (False, True)]
+
+
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (6, 1, 1, 1), (1, 3, 1, 1), ()])
 def test_eager_and_compiled_code_are_the_same_function(rule, shape):
     generator = torch.Generator().manual_seed(1)
