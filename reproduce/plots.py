@@ -202,12 +202,17 @@ def plot_pareto(
         axes.set_ylabel("top-1 (%)")
         axes.set_title(title)
         axes.margins(0.08)
-        low, high = axes.get_ylim()
-        if high - low < MIN_TOP1_SPAN:  # a smaller span would make sampling error look like a result
-            middle = (low + high) / 2
-            axes.set_ylim(middle - MIN_TOP1_SPAN / 2, middle + MIN_TOP1_SPAN / 2)
+        # Smaller spans would make sampling error, or a byte of padding, look like a result.
+        axes.set_ylim(_at_least(axes.get_ylim(), MIN_TOP1_SPAN))
+        axes.set_xlim(_at_least(axes.get_xlim(), 0.2 * sum(axes.get_xlim()) / 2))
         axes.legend(loc="best")
         return _save(figure, path)
+
+
+def _at_least(limits: tuple[float, float], span: float) -> tuple[float, float]:
+    low, high = limits
+    missing = max(0.0, span - (high - low)) / 2
+    return low - missing, high + missing
 
 
 # -- bit-widths per layer ---------------------------------------------------------------------------------------------
