@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm import tqdm
@@ -87,6 +88,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if min(options.epochs, options.float_epochs) < 1:
         raise UserError("--epochs and --float-epochs must be at least 1")
+    torch.set_num_threads(1)  # a network this small gains nothing from two, and loses much beside other programs
     run(Path(options.out), options.float_epochs, options.epochs, options.seed, options.subset)
     return 0
 
