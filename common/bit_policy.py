@@ -11,6 +11,7 @@ from typing import Any
 from common.errors import UserError
 
 VERSION = 1
+FLOAT = 32  # the width of what a policy does not name
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,15 @@ Bits = int | GroupBits
 
 @dataclass(frozen=True)
 class LayerBits:
-    """The view of one layer that cost models need: widths of its weight and of the tensor that it reads (32: float)."""
+    """The view of one layer that cost models need (32: float).
 
-    weight: float
-    activation: float
+    Attributes:
+        weight: bits per weight.
+        activation: bits per value of what the layer reads; the widest, where it reads several tensors.
+    """
+
+    weight: Bits
+    activation: Bits
 
 
 @dataclass(frozen=True)
@@ -60,16 +66,28 @@ class BitPolicy:
 
     def bits(self, site: str) -> float:
         """Bits per value at a site, averaged over its groups; 32 where the policy does not name it."""
-        width = self.sites.get(site, 32)
+        width = self.sites.get(site, FLOAT)
         return width.mean if isinstance(width, GroupBits) else float(width)
 
-    def layer_bits(self, layer: Any) -> LayerBits:
-        """Widths of a layer of the layer table (`name`, `input_tensor`)."""
+    def layer_bits(self, layer: Any, image_bits: int = 8) -> LayerBits:
+        """Widths of a layer of the layer table (`name`, `reads`).
+
+        The input's width is that of the layer's own edge, else of the nearest tensor that the policy names, through
+        pooling, padding and concatenation: they write the width that they read. Concatenated tensors of different
+        width run at the widest. The network's input has `image_bits` unless the policy names it.
+        """
         edge = f"{layer.name}.input"
+        widths = [self.sites[edge]] if edge in self.sites else [self._read_bits(r, image_bits) for r in layer.reads]
         return LayerBits(
-            weight=self.bits(f"{layer.name}.weight"),
-            activation=self.bits(edge if edge in self.sites else layer.input_tensor),
+            weight=self.sites.get(f"{layer.name}.weight", FLOAT),
+            activation=widths[0] if len(widths) == 1 else max(widths, key=_widest),
         )
+
+    def _read_bits(self, read: Any, image_bits: int) -> Bits:
+        named = [name for name in read.names if name in self.sites]
+        if named:
+            return self.sites[named[0]]
+        return image_bits if read.is_image else FLOAT
 
     def validate(self, model: str, site_names: set[str]) -> None:
         """
@@ -119,6 +137,10 @@ class BitPolicy:
             raise UserError(f'{source}: expected "input_shape" as a list of integers')
         sites = {name: _parse_bits(name, bits, source) for name, bits in content["sites"].items()}
         return cls(content["model"], tuple(shape), sites)
+
+
+def _widest(bits: Bits) -> int:
+    return max(bits.bits) if isinstance(bits, GroupBits) else bits
 
 
 def _parse_bits(name: str, bits: Any, source: str) -> Bits:

@@ -1,6 +1,6 @@
 """Traced networks: sites, layer table, surgery."""
 
-from common.graph.layers import Layer, layer_table
+from common.graph.layers import Layer, Read, layer_table, uncounted_operators
 from common.graph.sites import Site, activation_outputs, find_sites
 from common.graph.surgery import (
     QuantizedConv2d,
@@ -15,6 +15,7 @@ __all__ = [
     "Layer",
     "QuantizedConv2d",
     "QuantizedLinear",
+    "Read",
     "Site",
     "activation_outputs",
     "find_sites",
@@ -23,4 +24,5 @@ __all__ = [
     "quantizers",
     "remove_quantizers",
     "trace",
+    "uncounted_operators",
 ]

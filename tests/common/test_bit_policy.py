@@ -7,6 +7,7 @@ import pytest
 
 from common.bit_policy import BitPolicy, GroupBits, LayerBits
 from common.errors import UserError
+from common.graph import Read
 
 POLICY = BitPolicy(
     "digits_net",
@@ -42,16 +43,29 @@ def test_bits_of_a_site():
     assert POLICY.bits("conv3.weight") == 32  # not named: float
 
 
+def reading(name, *tensors):
+    """A layer that reads tensors; each a chain of sites, "image" at its end for the network's input."""
+    reads = tuple(Read(names, names[-1] == "image") for names in tensors)
+    return SimpleNamespace(name=name, reads=reads)
+
+
 @pytest.mark.parametrize(
-    "name, reads, expected",
+    "layer, expected",
     [
-        ("conv1", "images.output", LayerBits(3, 32)),
-        ("conv2", "relu1.output", LayerBits(3, 8)),
-        ("linear", "relu1.output", LayerBits(32, 6)),  # its own edge goes before the tensor
+        (reading("conv1", ("image",)), LayerBits(3, 8)),  # images have 8 bits
+        (reading("conv2", ("relu1.output",)), LayerBits(POLICY.sites["conv2.weight"], 8)),
+        (reading("linear", ("relu1.output",)), LayerBits(32, 6)),  # its own edge goes before the tensor
+        (reading("conv1", ("pool.output", "relu1.output")), LayerBits(3, 8)),  # a pool writes what it reads
+        (reading("conv1", ("relu9.output",)), LayerBits(3, 32)),
+        (reading("conv1", ("relu1.output",), ("image",), ("relu9.output",)), LayerBits(3, 32)),  # the widest counts
     ],
 )
-def test_bits_of_a_layer(name, reads, expected):
-    assert POLICY.layer_bits(SimpleNamespace(name=name, input_tensor=reads)) == expected
+def test_bits_of_a_layer(layer, expected):
+    assert POLICY.layer_bits(layer) == expected
+
+
+def test_the_width_of_images_can_be_given():
+    assert POLICY.layer_bits(reading("conv1", ("image",)), image_bits=6).activation == 6
 
 
 def test_a_fitting_policy_is_valid():

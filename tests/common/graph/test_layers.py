@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from common.graph import Layer, insert_quantizers, layer_table, trace
+from common.graph import Layer, Read, insert_quantizers, layer_table, trace, uncounted_operators
 
 
 def table(network: nn.Module, *shape: int) -> tuple[Layer, ...]:
@@ -64,9 +64,9 @@ class Mixed(nn.Module):
 def test_every_column():
     wide, depth, point, grouped, fc = table(Mixed(), 3, 8, 8)
     assert wide == Layer(
-        name="wide", kind="conv", in_channels=3, out_channels=8, kernel_size=(3, 5), stride=(1, 2), groups=1,
-        input_shape=(3, 8, 8), output_shape=(8, 8, 4), num_weights=360, num_biases=0, num_macs=8 * 4 * 360,
-        input_tensor="x.output", has_bias=False, calls=1,
+        name="wide", kind="conv", in_channels=3, out_channels=8, kernel_size=(3, 5), stride=(1, 2),
+        dilation=(1, 1), groups=1, input_shapes=((3, 8, 8),), output_shapes=((8, 8, 4),), num_weights=360, num_biases=0,
+        num_macs=8 * 4 * 360, reads=(Read(("x.output",), True),), has_bias=False,
     )  # fmt: skip
     assert (depth.kind, depth.groups, depth.num_weights, depth.num_macs) == ("depthwise", 8, 144, 32 * 144)
     assert (depth.input_tensor, depth.num_biases, depth.has_bias) == ("relu.output", 16, True)
@@ -74,9 +74,9 @@ def test_every_column():
     assert (grouped.kind, grouped.num_weights, grouped.num_macs) == ("conv", 64, 32 * 64)
     assert grouped.input_tensor == "point_1.output"
     assert fc == Layer(
-        name="fc", kind="linear", in_channels=8, out_channels=5, kernel_size=(1, 1), stride=(1, 1), groups=1,
-        input_shape=(8,), output_shape=(5,), num_weights=40, num_biases=5, num_macs=40,
-        input_tensor="mean.output", has_bias=True, calls=1,
+        name="fc", kind="linear", in_channels=8, out_channels=5, kernel_size=(1, 1), stride=(1, 1),
+        dilation=(1, 1), groups=1, input_shapes=((8,),), output_shapes=((5,),), num_weights=40, num_biases=5,
+        num_macs=40, reads=(Read(("mean.output", "grouped.output"), False),), has_bias=True,
     )  # fmt: skip
 
 
@@ -98,3 +98,64 @@ def test_quantizers_do_not_change_the_table():
     before = layer_table(graph_module, x)
     insert_quantizers(graph_module, {"x.output": nn.Identity(), "relu.output": nn.ReLU(), "depth.weight": nn.ReLU()})
     assert layer_table(graph_module, x) == before
+
+
+class Fire(nn.Module):
+    """A squeeze layer that reads two concatenated tensors, pooled, and the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3, padding=1, dilation=1)
+        self.squeeze = nn.Conv2d(11, 2, 3, dilation=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = torch.cat([self.left(x).relu(), self.right(x).relu(), x], 1)
+        return self.squeeze(nn.functional.max_pool2d(halves, 2))
+
+
+def test_a_layer_reads_the_tensors_behind_pools_and_concatenations():
+    left, _, squeeze = table(Fire(), 3, 16, 16)
+    assert left.reads == (Read(("x.output",), True),)
+    between = ("max_pool2d.output", "cat.output")
+    assert squeeze.reads == (
+        Read((*between, "relu.output"), False),
+        Read((*between, "relu_1.output"), False),
+        Read((*between, "x.output"), True),
+    )
+    assert (squeeze.dilation, squeeze.output_shape, squeeze.input_tensor) == ((2, 2), (2, 4, 4), "max_pool2d.output")
+
+
+def test_shapes_of_every_call_are_kept():
+    class Pyramid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.head(x), self.head(nn.functional.avg_pool2d(x, 2))
+
+    (head,) = table(Pyramid(), 3, 8, 8)
+    assert (head.calls, head.output_shapes, head.num_macs) == (2, ((4, 8, 8), (4, 4, 4)), 12 * (64 + 16))
+
+
+class Strange(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(3, 4, 2)
+        self.bn = nn.BatchNorm2d(4)
+        self.act = nn.PReLU(4)
+        self.kernel = nn.Parameter(torch.zeros(2, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.conv2d(self.act(self.bn(self.up(x))), self.kernel).flatten(2)
+        return x @ x.transpose(1, 2)
+
+
+def test_operators_outside_the_table_are_named():
+    network = trace(Strange(), torch.zeros(1, 3, 8, 8))
+    assert uncounted_operators(network) == {"up": "ConvTranspose2d", "conv2d": "conv", "matmul": "matmul"}
+    attention = trace(torchvision.models.vit_b_32(), torch.zeros(1, 3, 224, 224))
+    assert set(uncounted_operators(attention).values()) == {"MultiheadAttention"}
+    for name in ("resnet18", "efficientnet_b0", "squeezenet1_1"):
+        network = getattr(torchvision.models, name)()
+        assert uncounted_operators(trace(network, torch.zeros(1, 3, 224, 224))) == {}
