@@ -6,23 +6,39 @@ methods/<paper>/tables/<table>.yaml holds
     caption: one line
     dataset: imagenet                                    # what the trained cells are measured on
     test_images: 50000                                   # a run on fewer, or on another set, is no measurement
-    columns: {target_wcr: given, top1: trained, acr: {kind: static, formula: acr}}
+    inputs: {network: mobilenet_v1}                      # of all static formulas of the table
+    columns:
+      bits: given                                        # of the setting, not compared: numbers or texts ("4/8 mixed")
+      top1: {kind: trained, unit: "%"}
+      latency: {kind: static, formula: latency, unit: ms, inputs: {target: bismo-edge}, residual: 0.035, fitted: true}
+      wcr: {kind: static, rounding: cut}                 # formula: the column's name where none is given
     counted: {first_layer: true, last_layer: true, biases: false}
+    notes: {latency: text}                               # a column's: reason of differences in any of its cells
     rows:
       - name: resnet50_wcr8
         method: HMQ                                      # as the paper names it
         model: ResNet-50
-        published: {target_wcr: 8, top1: 75.1, acr: 4}   # null: not reported; `published: null`: a row of our own
+        published: {bits: 4/8 mixed, top1: 75.10}        # digits as printed; null: "-"; `published: null`: our own row
         tolerance: {top1: 0.3}
-        notes: {acr: reason of a difference}             # per column
-        inputs: {size_mb: 6.3}                           # numbers that a static formula needs, besides run's
-        columns: {wcr: {kind: static, formula: ratio}}   # where this row differs from the table
+        notes: {wcr: reason of a difference}             # per column
+        inputs: {size_mb: 6.3, layers: [conv1, fc]}      # of this row's static formulas
+        columns: {wcr: trained}                          # kinds that differ from the table's
         run: {config: imagenet.yaml, model: resnet50, target_wcr: 8.0}
+
+A static cell is `formula(inputs)`, a function of methods/<paper>/static.py; `inputs` are the table's, then the
+column's, then the arguments of the row's run, then the row's. A row makes a static column `trained` where the cell
+needs the policy of a run, and `given` where the cell is an input (a constraint, a cited figure). How a column is
+computed and compared is declared once, in `columns`: a row cannot change it.
+
+`rounding`: "nearest" (half of the last printed digit, both ways at ties) or "cut" (digits after the printed ones
+dropped). `residual`: relative difference up to which a cell is `within residual` (0.035: 3.5 %). `fitted`: constants of
+the formula were fitted to these very cells, so that agreement is no test.
 
 `run`: `config` (a file of the method's folder), `method` (another folder than the table's), `seeds`, `epochs`, the
 mappings `data` and `trainer`, `weights_from` (a row of the same table that trains the start weights), `weights_env`
 (environment variable with their file), `evaluate` (measure the start weights, no training), `cause` (known cause of a
-gap); every other key is an argument of the method.
+gap); every other key is an argument of the method. Rows of compared methods, and rows that no code produces yet, have
+no run.
 """
 
 from __future__ import annotations
@@ -32,7 +48,8 @@ import importlib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +60,7 @@ from common.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ROOT / "methods"
 KINDS = ("given", "static", "trained")
+ROUNDINGS = ("nearest", "cut")
 SECTIONS = ("model", "data", "trainer")  # of a configuration file
 RUN_KEYS = (
     "config",
@@ -57,7 +75,8 @@ RUN_KEYS = (
     "cause",
 )
 
-_TABLE_KEYS = {"paper", "caption", "dataset", "test_images", "columns", "counted", "rows", "notes"}
+_TABLE_KEYS = {"paper", "caption", "dataset", "test_images", "inputs", "columns", "counted", "rows", "notes"}
+_COLUMN_KEYS = {"kind", "formula", "unit", "inputs", "rounding", "residual", "fitted"}
 _ROW_KEYS = {"name", "method", "model", "published", "tolerance", "notes", "inputs", "columns", "run"}
 _NAME = re.compile(r"[A-Za-z0-9_.\-]+")
 
@@ -76,14 +95,37 @@ for _first, _resolvers in _Loader.yaml_implicit_resolvers.items():
     _Loader.yaml_implicit_resolvers[_first] = sorted(_resolvers, key=lambda pair: pair[0].endswith(":float"))
 
 
-def parse_yaml(text: str, source: str) -> Any:
+class Printed(float):
+    """A number with its digits as printed: 26.80 is the number 26.8 with `text` "26.80"."""
+
+    text: str
+
+    def __new__(cls, text: str) -> Printed:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+
+class _TableLoader(_Loader):
+    """Keeps the digits of numbers with a decimal point."""
+
+
+def _printed(loader: _TableLoader, node: yaml.ScalarNode) -> float:
+    value = loader.construct_yaml_float(node)
+    return Printed(node.value) if math.isfinite(value) else value
+
+
+_TableLoader.add_constructor("tag:yaml.org,2002:float", _printed)
+
+
+def parse_yaml(text: str, source: str, loader: type[yaml.SafeLoader] = _Loader) -> Any:
     """A YAML document as plain objects.
 
     Raises:
         UserError: not YAML.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
@@ -95,14 +137,22 @@ class Column:
     """One column: "given" (an input), "static" (computable without training) or "trained".
 
     Attributes:
-        formula: name of the function in methods/<paper>/static.py (static columns).
-        residual: difference that a static cell may have, with its reason in the row's or the table's notes.
+        formula: function in methods/<paper>/static.py that computes static cells.
+        unit: of the printed numbers; "" for none.
+        inputs: of the formula, the same in all rows.
+        rounding: how the paper got from the value to the printed digits, one of ROUNDINGS.
+        residual: relative difference that is stated for static cells.
+        fitted: the formula's constants were fitted to this column.
     """
 
     name: str
     kind: str
-    formula: str | None = None
+    formula: str
+    unit: str = ""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    rounding: str = "nearest"
     residual: float = 0.0
+    fitted: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,7 +167,7 @@ class Row:
     own: bool = False  # of ours: no paper printed it
     tolerance: Mapping[str, float] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
-    inputs: Mapping[str, float] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
     run: Mapping[str, Any] | None = None
 
 
@@ -135,6 +185,7 @@ class Table:
     counted: Mapping[str, Any]
     rows: tuple[Row, ...]
     notes: Mapping[str, str]
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> str:
@@ -154,11 +205,16 @@ class Table:
 
 @dataclass(frozen=True)
 class StaticCell:
-    """A computed cell and how it compares with the print."""
+    """A computed cell and how it compares with the print.
+
+    Attributes:
+        residual: (value - printed) / printed; None where nothing, or zero, is printed.
+    """
 
     value: float
     verdict: str
     reason: str
+    residual: float | None
 
 
 def list_tables() -> list[str]:
@@ -183,7 +239,7 @@ def load_table(name: str) -> Table:
     path = METHODS / paper / "tables" / f"{table}.yaml"
     if not (_NAME.fullmatch(paper) and _NAME.fullmatch(table) and path.is_file()):
         raise UserError(f"unknown table {name!r}; {_suggest(name, list_tables())}")
-    return parse_table(parse_yaml(path.read_text(), str(path.relative_to(ROOT))), paper, table)
+    return parse_table(parse_yaml(path.read_text(), str(path.relative_to(ROOT)), _TableLoader), paper, table)
 
 
 def parse_table(content: Any, paper: str, name: str) -> Table:
@@ -194,6 +250,7 @@ def parse_table(content: Any, paper: str, name: str) -> Table:
     """
     where = f"{paper}/{name}"
     content = _mapping(content, where, _TABLE_KEYS, required=("caption", "dataset", "columns", "rows"))
+    content = {key: value if key == "rows" else _plain(value) for key, value in content.items()}
     columns = {
         key: _column(key, value, where) for key, value in _mapping(content["columns"], f"{where} columns").items()
     }
@@ -221,6 +278,7 @@ def parse_table(content: Any, paper: str, name: str) -> Table:
         counted=_mapping(content.get("counted") or {}, f"{where} counted"),
         rows=rows,
         notes=_mapping(content.get("notes") or {}, f"{where} notes"),
+        inputs=_mapping(content.get("inputs") or {}, f"{where} inputs"),
     )
 
 
@@ -255,13 +313,40 @@ def method_arguments(table: Table, row: Row) -> dict[str, Any]:
     return config["model"] | run_arguments(row.run)
 
 
+def printed_text(value: float | str | None) -> str:
+    """A published cell as it is printed; "-" for nothing."""
+    if value is None:
+        return "-"
+    return value.text if isinstance(value, Printed) else str(value)
+
+
 def _column(name: str, value: Any, where: str) -> Column:
     place = f"{where} column {name!r}"
-    settings = {"kind": value} if isinstance(value, str) else _mapping(value, place, {"kind", "formula", "residual"})
-    if settings.get("kind") not in KINDS:
-        raise UserError(f"{place}: kind must be one of {', '.join(KINDS)}, got {settings.get('kind')!r}")
-    column = Column(name, **settings)
-    return Column(name, "static", column.formula or name, column.residual) if column.kind == "static" else column
+    settings = {"kind": value} if isinstance(value, str) else _mapping(value, place, _COLUMN_KEYS)
+    column = Column(**{"name": name, "formula": name, **settings, "kind": _kind(settings.get("kind"), place)})
+    if column.rounding not in ROUNDINGS:
+        raise UserError(f"{place}: rounding must be one of {', '.join(ROUNDINGS)}, got {column.rounding!r}")
+    if not _is_number(column.residual) or not 0 <= column.residual < 1:
+        raise UserError(f"{place}: residual must be a share of the print such as 0.035, got {column.residual!r}")
+    for key, kind in (("formula", str), ("unit", str), ("inputs", dict), ("fitted", bool)):
+        if not isinstance(getattr(column, key), kind):
+            raise UserError(f"{place}: {key} cannot be {getattr(column, key)!r}")
+    return column
+
+
+def _changed(column: Column, value: Any, where: str) -> Column:
+    """A column with the kind that a row gives it."""
+    place = f"{where} column {column.name!r}"
+    settings = {"kind": value} if isinstance(value, str) else _mapping(value, place, required=("kind",))
+    if fixed := [key for key in settings if key != "kind"]:
+        raise UserError(f"{place}: {fixed[0]} is declared once, in the table's columns; a row changes the kind only")
+    return replace(column, kind=_kind(settings["kind"], place))
+
+
+def _kind(value: Any, place: str) -> str:
+    if value not in KINDS:
+        raise UserError(f"{place}: kind must be one of {', '.join(KINDS)}, got {value!r}")
+    return value
 
 
 def _row(content: Any, columns: Mapping[str, Column], where: str) -> Row:
@@ -270,24 +355,29 @@ def _row(content: Any, columns: Mapping[str, Column], where: str) -> Row:
     place = f"{where} row {name!r}"
     if not _NAME.fullmatch(name):
         raise UserError(f"{place}: a name has letters, digits and _ . - only")
+    content = {key: value if key == "published" else _plain(value) for key, value in content.items()}
     own = content["published"] is None
     published = _mapping(content["published"] or {}, f"{place} published")
     changed = _mapping(content.get("columns") or {}, f"{place} columns")
     for part in (published, content.get("tolerance") or {}, content.get("notes") or {}, changed):
         if unknown := [column for column in part if column not in columns]:
             raise UserError(f"{place}: {unknown[0]!r} is no column of the table ({', '.join(columns)})")
-    if wrong := [k for k, v in published.items() if isinstance(v, bool) or not isinstance(v, int | float | None)]:
-        raise UserError(f"{place}: published {wrong[0]} must be a number or null, got {published[wrong[0]]!r}")
+    own_columns = {**columns, **{key: _changed(columns[key], value, place) for key, value in changed.items()}}
+    for key, value in published.items():
+        if value is None or _is_number(value) or (own_columns[key].kind == "given" and isinstance(value, str)):
+            continue
+        texts = ", a text" if own_columns[key].kind == "given" else ""
+        raise UserError(f"{place}: published {key} must be a number{texts} or null, got {value!r}")
     return Row(
         name=name,
         method=str(content["method"]),
         model=str(content["model"]),
         published={column: published.get(column) for column in columns},
-        columns={**columns, **{key: _column(key, value, place) for key, value in changed.items()}},
+        columns=own_columns,
         own=own,
         tolerance=_numbers(content.get("tolerance"), f"{place} tolerance"),
         notes=_mapping(content.get("notes") or {}, f"{place} notes"),
-        inputs=_numbers(content.get("inputs"), f"{place} inputs"),
+        inputs=_mapping(content.get("inputs") or {}, f"{place} inputs"),
         run=_run(content.get("run"), place),
     )
 
@@ -306,11 +396,22 @@ def _run(content: Any, place: str) -> Mapping[str, Any] | None:
 
 def _numbers(content: Any, place: str) -> dict[str, float]:
     numbers = _mapping(content or {}, place)
-    if wrong := [
-        key for key, value in numbers.items() if isinstance(value, bool) or not isinstance(value, int | float)
-    ]:
+    if wrong := [key for key, value in numbers.items() if not _is_number(value)]:
         raise UserError(f"{place}: {wrong[0]} must be a number, got {numbers[wrong[0]]!r}")
     return numbers
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plain(value: Any) -> Any:
+    """With numbers that are only numbers: what is computed with, stored or sent elsewhere."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return float(value) if isinstance(value, Printed) else value
 
 
 def _mapping(content: Any, place: str, known: set[str] | None = None, required: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -331,37 +432,64 @@ def _suggest(name: str, known: list[str]) -> str:
 # -- static cells -----------------------------------------------------------------------------------------------------
 
 
-def static_cell(table: Table, row: Row, column: Column) -> StaticCell:
-    """Compute a static cell and compare it with the print.
+class _MissingInput(Exception):
+    pass
+
+
+class _Inputs(dict[str, Any]):
+    def __missing__(self, name: str) -> Any:
+        raise _MissingInput(name)
+
+
+def static_cell(table: Table, row: Row, column: Column) -> StaticCell | None:
+    """Compute a static cell and compare it with the print; None where nothing is printed and an input is missing.
 
     Raises:
-        UserError: the paper's folder has no such formula.
+        UserError: the paper's folder has no such formula; a printed cell lacks an input of it.
     """
+    where = f"{table.path} row {row.name!r} column {column.name!r}"
     formula = None
     if (METHODS / table.paper / "static.py").is_file():
-        formula = getattr(importlib.import_module(f"methods.{table.paper}.static"), column.formula or "", None)
+        formula = getattr(importlib.import_module(f"methods.{table.paper}.static"), column.formula, None)
     if formula is None:
-        raise UserError(f"{table.path}: methods/{table.paper}/static.py has no function {column.formula!r}")
-    value = float(formula(method_arguments(table, row) | row.inputs))
-    verdict, reason = compare(value, row.published[column.name], column.residual)
-    note = row.notes.get(column.name, "")
-    return StaticCell(value, verdict, "; ".join(text for text in (reason, note) if text))
+        raise UserError(f"{where}: methods/{table.paper}/static.py has no function {column.formula!r}")
+    printed = row.published[column.name]
+    try:
+        value = float(formula(_Inputs({**table.inputs, **column.inputs, **method_arguments(table, row), **row.inputs})))
+    except _MissingInput as missing:
+        if printed is None:
+            return None
+        raise UserError(f"{where}: {column.formula} needs the input {str(missing)!r}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    verdict, reason = compare(value, printed, column.rounding, column.residual, column.fitted)
+    note = row.notes.get(column.name) or (table.notes.get(column.name) if verdict not in ("equal", "") else None)
+    reason = "; ".join(text for text in (reason, note) if text)
+    return StaticCell(value, verdict, reason, value / printed - 1 if printed else None)
 
 
-def compare(value: float, printed: float | None, residual: float = 0.0) -> tuple[str, str]:
+def compare(
+    value: float, printed: float | None, rounding: str = "nearest", residual: float = 0.0, fitted: bool = False
+) -> tuple[str, str]:
     """(verdict, reason) of a computed value beside a printed one.
 
-    `equal` when rounding, or cutting off at the printed decimals (if any), gives the print; else `within residual` when
-    the difference is at most the stated one, else `differs`; nothing where nothing is printed.
+    `equal` when the value, rounded or cut off at the printed digits, gives the print; else `within residual` when the
+    relative difference is at most the stated one; `fitted` instead of both for fitted columns; else `differs`. Nothing
+    where nothing is printed.
     """
     if printed is None:
         return "", ""
-    decimals = len(repr(printed).partition(".")[2]) if isinstance(printed, float) else 0
-    half = 0.5 * 10.0**-decimals
-    if abs(value - printed) <= half * (1 + 1e-9):
+    if not math.isfinite(value):
+        return "differs", ""
+    per_step = 10.0 ** -int(Decimal(printed_text(printed)).as_tuple().exponent)  # one step: 1 in the last printed digit
+    rounds = abs(value - printed) * per_step <= 0.5 * (1 + 1e-9)
+    cuts = math.trunc(value * per_step + math.copysign(1e-9, value)) == round(printed * per_step)
+    equal = cuts if rounding == "cut" else rounds
+    if fitted and (equal or abs(value - printed) <= residual * abs(printed)):
+        return "fitted", "constants fitted to this column"
+    if equal:
         return "equal", ""
-    if decimals and math.isclose(math.trunc(value * 10**decimals + 1e-9) / 10**decimals, printed, abs_tol=half / 100):
-        return "equal", f"printed cut off, not rounded: {value:.4f}"
-    if abs(value - printed) <= residual:
-        return "within residual", f"computed {value:.4f}, residual {residual:g}"
-    return "differs", ""
+    other = "cut off, not rounded" if cuts else "rounded, not cut off" if rounds else ""
+    if abs(value - printed) <= residual * abs(printed):
+        return "within residual", f"stated residual {100 * residual:g} %" + (f"; {other}" if other else "")
+    return "differs", other

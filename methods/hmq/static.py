@@ -1,6 +1,4 @@
-"""Cells of HMQ's tables that need no training: functions found by their names.
-
-Each takes the method's arguments of the row together with the row's `inputs`."""
+"""Cells of HMQ's tables that need no training: functions found by their names, of the inputs of the cell."""
 
 from __future__ import annotations
 
@@ -37,7 +35,13 @@ def _sizes(model: str) -> tuple[int, dict[str, int]]:
 
 
 def acr(inputs: Mapping[str, Any]) -> float:
-    """ACR = 32 max |X| / max b |X| with b(X) = min(floor(U / |X|), 8) from R_a (eq. 10, 11), at the full input size."""
+    """ACR: size of the largest activation in float32 over the size of the largest quantized one.
+
+    From the sizes that a compared paper prints; for HMQ 32 max |X| / max b |X| with b(X) = min(floor(U / |X|), 8) from
+    R_a (eq. 10, 11), at the full input size.
+    """
+    if "activation_mb" in inputs:
+        return inputs["float_activation_mb"] / inputs["activation_mb"]
     sizes = activation_sizes(inputs["model"])
     return activation_compression_rate(sizes, activation_bit_widths(sizes, inputs["target_acr"]))
 
@@ -45,8 +49,3 @@ def acr(inputs: Mapping[str, Any]) -> float:
 def weight_size_ratio(inputs: Mapping[str, Any]) -> float:
     """WCR as float size over quantized size, from the sizes that the compared paper prints."""
     return inputs["float_size_mb"] / inputs["size_mb"]
-
-
-def activation_size_ratio(inputs: Mapping[str, Any]) -> float:
-    """ACR as float over quantized size of the largest activation, from the sizes that the compared paper prints."""
-    return inputs["float_activation_mb"] / inputs["activation_mb"]

@@ -4,6 +4,7 @@ import pytest
 
 from common.errors import UserError
 from reproduce.tables import (
+    Printed,
     compare,
     expand_names,
     list_tables,
@@ -39,6 +40,25 @@ def row(**changes):
         ({"test_images": "many"}, "test_images must be an integer"),
         (row(published={"top9": 1}), "'top9' is no column of the table"),
         (row(published={"wcr": "high"}), "published wcr must be a number or null, got 'high'"),
+        (row(published={"acr": "4"}), "published acr must be a number or null, got '4'"),
+        (row(published={"wcr": float("nan")}), "published wcr must be a number or null, got nan"),
+        (row(published={"target_wcr": True}), "published target_wcr must be a number, a text or null, got True"),
+        (row(published={"target_wcr": [1]}), "published target_wcr must be a number, a text or null"),
+        (row(columns={"acr": "learned"}), "column 'acr': kind must be one of given, static, trained, got 'learned'"),
+        (row(columns={"acr": {"kind": "static", "formula": "other"}}), "formula is declared once, in the table's col"),
+        (row(columns={"acr": {"kind": "static", "rounding": "cut"}}), "rounding is declared once"),
+        (row(columns={"acr": {"kind": "static", "residual": 0.1}}), "residual is declared once"),
+        (row(columns={"wcr": {"kind": "static", "formula": "other"}}), "formula is declared once"),
+        (row(columns={"acr": {}}), "lacks 'kind'"),
+        (row(inputs=[1]), "inputs: expected a mapping"),
+        ({"inputs": [1]}, "inputs: expected a mapping"),
+        ({"columns": {"wcr": {"kind": "static", "rounding": "up"}}}, "rounding must be one of nearest, cut, got 'up'"),
+        ({"columns": {"wcr": {"kind": "static", "residual": 3.5}}}, "residual must be a share of the print"),
+        ({"columns": {"wcr": {"kind": "static", "residual": "low"}}}, "residual must be a share of the print"),
+        ({"columns": {"wcr": {"kind": "static", "fitted": "yes"}}}, "fitted cannot be 'yes'"),
+        ({"columns": {"wcr": {"kind": "static", "unit": 3}}}, "unit cannot be 3"),
+        ({"columns": {"wcr": {"kind": "static", "inputs": 3}}}, "inputs cannot be 3"),
+        ({"columns": {"wcr": {"kind": "static", "fromula": "x"}}}, "unknown entry 'fromula'; did you mean formula"),
         (row(notes={"top9": "reason"}), "'top9' is no column"),
         (row(name="a/b"), "a name has letters"),
         (row(run={"model": "net"}), "lacks 'config'"),
@@ -103,22 +123,46 @@ def test_every_run_names_a_configuration_that_exists():
 
 
 @pytest.mark.parametrize(
-    "value, printed, residual, verdict",
+    "value, printed, settings, verdict, reason",
     [
-        (14.807, 14.8, 0, "equal"),
-        (9.688, 9.68, 0, "equal"),  # cut off
-        (8.5355, 8.53, 0, "equal"),  # cut off
-        (10.574, 10.41, 0, "differs"),
-        (10.574, 10.41, 0.2, "within residual"),
-        (8.031, 8, 0, "equal"),
-        (8.6, 8, 0, "differs"),
-        (9.1, 8, 0, "differs"),
-        (-0.4, 1, 0, "differs"),
-        (3.0, None, 0, ""),
+        (14.807, 14.8, {}, "equal", ""),
+        (8.031, 8, {}, "equal", ""),
+        (8.6, 8, {}, "differs", "cut off, not rounded"),
+        (9.1, 8, {}, "differs", ""),
+        (-0.4, 1, {}, "differs", ""),
+        (3.0, None, {}, "", ""),
+        # Half of the last printed digit, both ways at ties; a printed zero is a digit.
+        (26.805, Printed("26.80"), {}, "equal", ""),
+        (26.795, Printed("26.80"), {}, "equal", ""),
+        (26.84, Printed("26.80"), {}, "differs", ""),
+        (26.84, 26.8, {}, "equal", ""),
+        (1249.9, Printed("1.2e3"), {}, "equal", ""),
+        (0.285, Printed("0.28"), {}, "equal", ""),
+        (-26.805, Printed("-26.80"), {}, "equal", ""),
+        (9.688, 9.68, {}, "differs", "cut off, not rounded"),
+        (9.688, 9.68, {"residual": 0.001}, "within residual", "stated residual 0.1 %; cut off, not rounded"),
+        (9.688, 9.68, {"rounding": "cut"}, "equal", ""),
+        (9.688, 9.69, {"rounding": "cut"}, "differs", "rounded, not cut off"),
+        (9.68, 9.68, {"rounding": "cut"}, "equal", ""),
+        (9.7 - 1e-15, 9.7, {"rounding": "cut"}, "equal", ""),  # 9.7 but for the last bit
+        (-9.688, -9.68, {"rounding": "cut"}, "equal", ""),
+        (-0.3, 0, {"rounding": "cut"}, "equal", ""),
+        (7.99, 8, {"rounding": "cut"}, "differs", "rounded, not cut off"),
+        # The residual is relative to the print.
+        (103.4, 100, {"residual": 0.035}, "within residual", "stated residual 3.5 %"),
+        (96.6, 100, {"residual": 0.035}, "within residual", "stated residual 3.5 %"),
+        (103.6, 100, {"residual": 0.035}, "differs", ""),
+        (-103.4, -100, {"residual": 0.035}, "within residual", "stated residual 3.5 %"),
+        (1.6, 0, {"residual": 0.5}, "differs", ""),
+        (100.0, 100, {"residual": 0.035, "fitted": True}, "fitted", "constants fitted to this column"),
+        (103.4, 100, {"residual": 0.035, "fitted": True}, "fitted", "constants fitted to this column"),
+        (103.6, 100, {"residual": 0.035, "fitted": True}, "differs", ""),
+        (float("nan"), 100, {}, "differs", ""),
+        (float("inf"), 100, {"residual": 0.5}, "differs", ""),
     ],
 )
-def test_verdicts(value, printed, residual, verdict):
-    assert compare(value, printed, residual)[0] == verdict
+def test_verdicts(value, printed, settings, verdict, reason):
+    assert compare(value, printed, **settings) == (verdict, reason)
 
 
 def cell(name, row_name, column):
@@ -151,18 +195,19 @@ def test_the_misprint_differs_with_its_reason():
 
 
 @pytest.mark.parametrize(
-    "name, row_name, column, value",
+    "name, row_name, column, value, verdict",
     [
-        ("hmq/table2a", "dq_mobilenet_v2", "acr", 8.053),
-        ("hmq/table2a", "dq_mobilenet_v2", "wcr", 8.535),
-        ("hmq/table2b", "hawq_resnet50", "wcr", 12.286),
-        ("hmq/table2b", "hawq_v2_resnet50", "wcr", 12.240),
+        ("hmq/table2a", "dq_mobilenet_v2", "acr", 8.053, "equal"),
+        ("hmq/table2a", "dq_mobilenet_v2", "wcr", 8.535, "differs"),  # printed 8.53
+        ("hmq/table2b", "hawq_resnet50", "wcr", 12.286, "differs"),  # printed 12.28
+        ("hmq/table2b", "hawq_v2_resnet50", "wcr", 12.240, "equal"),
     ],
 )
-def test_compression_of_the_other_papers_follows_from_their_sizes(name, row_name, column, value):
+def test_compression_of_the_other_papers_follows_from_their_sizes(name, row_name, column, value, verdict):
     computed = cell(name, row_name, column)
     assert computed.value == pytest.approx(value, abs=6e-4)
-    assert computed.verdict == "equal"
+    assert computed.verdict == verdict
+    assert ("cut off, not rounded" in computed.reason) == (verdict == "differs")
 
 
 @pytest.mark.parametrize(
