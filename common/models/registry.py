@@ -14,10 +14,14 @@ import torchvision
 from torch import nn
 
 from common.errors import UserError
+from common.models.alexnet_single import alexnet_single
 from common.models.cifar_resnet import resnet18_cifar, resnet20, resnet32, resnet44, resnet56
 from common.models.digits_net import digits_net
 from common.models.mobilenet_v1 import mobilenet_v1
 from common.models.mobilenet_v2_relu import mobilenet_v2_relu
+from common.models.resnet50 import preact_resnet50, resnet50_no_max_pool
+from common.models.retinanet import retinanet_r50_fpn
+from common.models.squeezenext import squeezenext23_2x
 from common.models.vgg_small import vgg_small
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -64,8 +68,17 @@ _OWN: dict[str, tuple[Callable[..., nn.Module], ModelInfo]] = {
     "resnet56": (resnet56, _cifar("resnet56", IMAGENET_MEAN, IMAGENET_STD)),
     "resnet18_cifar": (resnet18_cifar, _cifar("resnet18_cifar", _CIFAR10_MEAN, _CIFAR10_STD)),
     "vgg_small": (vgg_small, _cifar("vgg_small", _CIFAR10_MEAN, _CIFAR10_STD)),
+    "alexnet_single": (alexnet_single, _imagenet("alexnet_single")),
     "mobilenet_v1": (mobilenet_v1, _imagenet("mobilenet_v1")),
     "mobilenet_v2_relu": (mobilenet_v2_relu, _imagenet("mobilenet_v2_relu")),
+    "preact_resnet50": (preact_resnet50, _imagenet("preact_resnet50")),
+    "resnet50_no_max_pool": (resnet50_no_max_pool, _imagenet("resnet50_no_max_pool")),
+    "squeezenext23_2x": (squeezenext23_2x, _imagenet("squeezenext23_2x")),
+    # COCO: shorter side 800; 1280 is the usual longer side where its MACs are given
+    "retinanet_r50_fpn": (
+        retinanet_r50_fpn,
+        ModelInfo("retinanet_r50_fpn", (3, 800, 1280), 80, IMAGENET_MEAN, IMAGENET_STD, "bilinear", resize=800),
+    ),
     # of the training images that the digits data module takes from scikit-learn's, values 0..16 divided by 16
     "digits_net": (digits_net, ModelInfo("digits_net", (1, 8, 8), 10, mean=(0.3054,), std=(0.3760,))),
 }
@@ -103,8 +116,8 @@ def build_model(name: str, num_classes: int | None = None, pretrained: bool = Fa
     elif source == "torchvision":
         build = torchvision.models.get_model_builder(key)
         kwargs["weights"] = _torchvision_weights(key) if pretrained else None
-        if pretrained and "init_weights" in inspect.signature(build).parameters:
-            kwargs.setdefault("init_weights", False)  # pointless before loading, and slow in Inception
+        if not pretrained and key in ("googlenet", "inception_v3"):
+            kwargs.setdefault("init_weights", True)  # the default, said aloud: left out, it draws a warning
     else:
         import timm
 
