@@ -17,6 +17,7 @@ from common.errors import UserError
 from common.models.alexnet_single import alexnet_single
 from common.models.cifar_resnet import resnet18_cifar, resnet20, resnet32, resnet44, resnet56
 from common.models.digits_net import digits_net
+from common.models.inception_v3 import inception_v3_no_aux
 from common.models.mobilenet_v1 import mobilenet_v1
 from common.models.mobilenet_v2_relu import mobilenet_v2_relu
 from common.models.resnet50 import preact_resnet50, resnet50_no_max_pool
@@ -74,6 +75,10 @@ _OWN: dict[str, tuple[Callable[..., nn.Module], ModelInfo]] = {
     "preact_resnet50": (preact_resnet50, _imagenet("preact_resnet50")),
     "resnet50_no_max_pool": (resnet50_no_max_pool, _imagenet("resnet50_no_max_pool")),
     "squeezenext23_2x": (squeezenext23_2x, _imagenet("squeezenext23_2x")),
+    "inception_v3_no_aux": (
+        inception_v3_no_aux,
+        ModelInfo("inception_v3_no_aux", (3, 299, 299), 1000, (0.5,) * 3, (0.5,) * 3, "bilinear", resize=342, crop=299),
+    ),
     # COCO: shorter side 800; 1280 is the usual longer side where its MACs are given
     "retinanet_r50_fpn": (
         retinanet_r50_fpn,
