@@ -9,8 +9,8 @@ from typing import Any
 from common.errors import UserError
 from reproduce import ledger
 from reproduce.cli import Parser
-from reproduce.show import Cell, accuracy_drop, cells, format_published, format_value
-from reproduce.tables import ROOT, Row, Table, list_tables, load_table
+from reproduce.show import Cell, accuracy_drop, cells, format_value, heading
+from reproduce.tables import ROOT, Row, Table, has_code, list_tables, load_table, printed_text
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 HEAD = """# Results
@@ -20,6 +20,10 @@ Written by `python -m reproduce render` from the table files and the ledger; not
 *Published* is what the paper printed, *ours* what was computed (static cells) or measured on the named data set. *Drop*
 is float top-1 minus top-1, in points. `not run` cells are open, `stale` ones were measured with other code or settings
 than the present. Rehearsals fill no cell.
+
+Computed cells are `equal` (as printed), `within residual` (of the column, stated), `fitted` (the formula's constants
+were fitted to this column, so that agreement tests nothing), `input` (given to the formulas, not computed) or
+`differs`, with the reason.
 """
 
 
@@ -37,7 +41,7 @@ def block() -> str:
     lines = [_line(header), _line(["---"] * len(header))]
     for name in list_tables():
         table = load_table(name)
-        all_cells = cells(table, rehearsed=False)
+        all_cells = cells(table, rehearsed=False, kinds=("trained",))
         for row in table.rows:
             own = {cell.column.name: cell for cell in all_cells if cell.row is row}
             top1 = own.get("top1")
@@ -55,7 +59,7 @@ def block() -> str:
                         _mean(records, "wcr"),
                         _mean(records, "acr"),
                         _mean(records, "float_top1"),
-                        format_published(top1.published),
+                        printed_text(top1.published),
                         format_value(top1),
                         "-" if drop is None else f"{drop:.2f}",
                         str(top1.seeds),
@@ -105,20 +109,20 @@ def main(arguments: Sequence[str]) -> int:
 
 def _table(table: Table) -> str:
     all_cells = cells(table, rehearsed=False)
-    columns = list(table.columns)
-    compared = [name for name in columns if table.columns[name].kind != "given"]
-    given = [name for name in columns if table.columns[name].kind == "given"]
-    header = ["row", "method", "network", *given]
-    for name in compared:
-        header += [f"{name} published", f"{name} ours"]
+    given = [column for column in table.columns.values() if column.kind == "given"]
+    compared = [column for column in table.columns.values() if column.kind != "given"]
+    header = ["row", "method", "network", *map(heading, given)]
+    for column in compared:
+        header += [f"{heading(column)} published", f"{heading(column)} ours"]
     header += ["drop", "epochs", "seeds", "verdicts and reasons", "command"]
     lines = [_line(header), _line(["---"] * len(header))]
     for row in table.rows:
         own = {cell.column.name: cell for cell in all_cells if cell.row is row}
         drop = accuracy_drop(list(own.values()))
-        entries = [row.name, row.method, row.model, *(format_value(own[name]) for name in given)]
-        for name in compared:
-            entries += [format_published(own[name].published), format_value(own[name])]
+        entries = [row.name, row.method, row.model, *(format_value(own[column.name]) for column in given)]
+        for column in compared:
+            cell = own[column.name]
+            entries += [printed_text(cell.published), "-" if cell.verdict == "input" else format_value(cell)]
         measured = [cell for cell in own.values() if cell.state == "measured"]
         epochs = next((cell.epochs for cell in measured if cell.epochs), "")
         shown = command(table, row) if measured else f"python -m reproduce tables {table.path}"
@@ -126,25 +130,48 @@ def _table(table: Table) -> str:
             "" if drop is None else f"{drop:.2f}",
             epochs,
             str(max((cell.seeds for cell in measured), default="")),
-            "; ".join(filter(None, (_verdict(cell) for cell in own.values()))),
+            _verdicts([own[column.name] for column in compared]),
             f"`{shown}`",
         ]
         lines.append(_line(entries))
+    return f"## {table.path}\n\n{_about(table)}\n\n" + "\n".join(lines) + "\n"
+
+
+def _about(table: Table) -> str:
+    """Source, caption, data, what is counted, and what holds for whole columns."""
     source = table.source
-    cited = f"arXiv:{source['arxiv']}, table {source.get('table')}. " if source.get("arxiv") else ""
-    counted = ", ".join(f"{name.replace('_', ' ')} {'yes' if yes else 'no'}" for name, yes in table.counted.items())
-    what = f" WCR counts: {counted}." if counted else ""
-    return f"## {table.path}\n\n{cited}{table.caption} Data: {table.dataset}.{what}\n\n" + "\n".join(lines) + "\n"
+    origin = f"arXiv:{source['arxiv']}" if source.get("arxiv") else source.get("venue")
+    sentences = [f"{origin}, table {source.get('table')}."] if origin else []
+    sentences += [table.caption, f"Data: {table.dataset}."]
+    if table.counted:
+        sentences.append(f"Counted: {', '.join(_counted(name, what) for name, what in table.counted.items())}.")
+    for column in table.columns.values():
+        if column.kind == "static" and column.rounding == "cut":
+            sentences.append(f"{column.name} is printed cut off, not rounded.")
+    sentences += [f"{name}: {text}" for name, text in table.notes.items()]
+    if not has_code(table.paper):
+        sentences.append("Tables only so far: the paper's code is not written yet.")
+    return " ".join(" ".join(str(sentence).split()) for sentence in sentences)
 
 
-def _verdict(cell: Cell) -> str:
-    if cell.verdict in ("", "input", "equal") and not (cell.state == "measured" and cell.reason):
-        return ""
-    return f"{cell.column.name} {cell.verdict}".strip() + (f" ({cell.reason})" if cell.reason else "")
+def _counted(name: str, what: Any) -> str:
+    return f"{name.replace('_', ' ')} {('no', 'yes')[what] if isinstance(what, bool) else what}"
+
+
+def _verdicts(own: Sequence[Cell]) -> str:
+    """Cells of the same verdict and reason in one: "equal: latency, energy; differs: size (misprint)"."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for cell in own:
+        if cell.verdict or (cell.state == "measured" and cell.reason):
+            groups.setdefault((cell.verdict, cell.reason), []).append(cell.column.name)
+    return "; ".join(
+        (f"{verdict}: " if verdict else "") + ", ".join(names) + (f" ({reason})" if reason else "")
+        for (verdict, reason), names in groups.items()
+    )
 
 
 def _line(entries: Sequence[str]) -> str:
-    return "| " + " | ".join(entry.replace("|", "\\|") for entry in entries) + " |"
+    return "| " + " | ".join(" ".join(entry.split()).replace("|", "\\|") for entry in entries) + " |"
 
 
 def _mean(records: Sequence[dict[str, Any]], name: str) -> str:

@@ -320,6 +320,35 @@ def printed_text(value: float | str | None) -> str:
     return value.text if isinstance(value, Printed) else str(value)
 
 
+def decimals(value: float) -> int:
+    """Printed digits after the point: 2 of 26.80, -2 of 1.2e3 (a step of the last digit is 100)."""
+    return -int(Decimal(printed_text(value)).as_tuple().exponent)
+
+
+def has_code(paper: str) -> bool:
+    """Whether a paper's folder holds more than tables."""
+    return (METHODS / paper / "__init__.py").is_file()
+
+
+def why_no_run(table: Table, row: Row) -> str:
+    """Why a row has no run.
+
+    It is the paper's own if its method's name begins with the folder's. In a folder such as the lecture's, where no
+    row's does, none is a compared method.
+    """
+
+    def is_own(method: str) -> bool:
+        return _letters(method).startswith(_letters(table.paper))
+
+    if not is_own(row.method) and any(is_own(other.method) for other in table.rows):
+        return f"of {row.method}, which the paper compares with"
+    return "no run is set up yet" if has_code(table.paper) else "the paper's code is not written yet"
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
 def _column(name: str, value: Any, where: str) -> Column:
     place = f"{where} column {name!r}"
     settings = {"kind": value} if isinstance(value, str) else _mapping(value, place, _COLUMN_KEYS)
@@ -481,7 +510,7 @@ def compare(
         return "", ""
     if not math.isfinite(value):
         return "differs", ""
-    per_step = 10.0 ** -int(Decimal(printed_text(printed)).as_tuple().exponent)  # one step: 1 in the last printed digit
+    per_step = 10.0 ** decimals(printed)  # a step: 1 in the last printed digit
     rounds = abs(value - printed) * per_step <= 0.5 * (1 + 1e-9)
     cuts = math.trunc(value * per_step + math.copysign(1e-9, value)) == round(printed * per_step)
     equal = cuts if rounding == "cut" else rounds

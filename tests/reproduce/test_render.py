@@ -36,7 +36,7 @@ def test_a_row_shows_mean_spread_drop_epochs_and_command(folders):
 def test_results_hold_published_and_static_cells(folders):
     text = render._table(load_table("hmq/table1"))
     line = next(line for line in text.splitlines() if line.startswith("| haq_resnet50_3bit "))
-    assert "| 10.41 | 10.57 | 75.3 | not run |" in line
+    assert "| 10.41 | 10.574 | 75.30 | not run |" in line
     assert "misprint" in line
 
 
