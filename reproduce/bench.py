@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.command_line import Parser
 from common.errors import UserError
 from common.models import build_model
 from common.training import QuantizedModule
-from reproduce.cli import Parser
 from reproduce.ledger import write_json
 from reproduce.settings import method_class
 from reproduce.tables import ROOT

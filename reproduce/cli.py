@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import importlib
-import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
 
-from common.errors import UserError
+from common.command_line import guarded
 
 # Imported when asked for: torch alone takes seconds, and `--list` needs none of it.
 COMMANDS = {
@@ -22,16 +19,6 @@ COMMANDS = {
     "plots": ("reproduce.plots", "figures from the ledger and the runs"),
 }
 SETTINGS = ("--model.", "--data.", "--trainer.")
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors and no guessing of shortened options."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **settings})
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(" ".join(message.split()))
 
 
 def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -70,32 +57,3 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: unknown command {name!r}; {hint}", file=sys.stderr)
         return 2
     return guarded(importlib.import_module(COMMANDS[name][0]).main, arguments[1:])
-
-
-def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Run a command; errors that the user caused become one line and status 2."""
-    try:
-        return command(arguments)
-    except Exception as error:
-        if not is_user_error(error):
-            raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-
-def is_user_error(error: BaseException) -> bool:
-    """Whether the user caused an error and can mend it."""
-    if isinstance(error, UserError):
-        return True
-    data_errors = sys.modules.get("data.errors")  # if it is not imported, nothing can have raised it
-    return data_errors is not None and isinstance(error, data_errors.DataError)
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

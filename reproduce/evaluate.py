@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from common.command_line import Parser
 from common.compression import activation_compression_rate, weight_compression_rate
 from common.errors import UserError
 from common.graph import find_sites
 from common.packing import load_packed, size_account
 from data import DATA_SETS, make_data
-from reproduce.cli import Parser, split_settings
+from reproduce.cli import split_settings
 from reproduce.measure import accuracy, sampling_error
 from reproduce.settings import checked_arguments, parse_overrides, preprocessing_of
 

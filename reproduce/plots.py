@@ -23,11 +23,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from common.bit_policy import BitPolicy
+from common.command_line import Parser
 from common.compression import FLOAT_BITS
 from common.errors import UserError
 from common.graph import Layer, find_sites, layer_table, trace
 from common.models import build_model, model_info
-from reproduce.cli import Parser
 from reproduce.ledger import ledger_folder, runs_folder
 from reproduce.tables import Row, load_table
 

@@ -22,6 +22,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm import tqdm
 
+from common.command_line import Parser, guarded
 from common.compression import FLOAT_BITS
 from common.errors import UserError
 from common.packing import read_metadata
@@ -30,7 +31,6 @@ from data import DigitsData
 from methods.full_precision import FullPrecision
 from methods.hmq import HMQ
 from methods.uniform import Uniform
-from reproduce.cli import Parser, guarded
 from reproduce.evaluate import evaluate
 from reproduce.measure import accuracy, sampling_error
 from reproduce.plots import Point, plot_pareto, plot_run

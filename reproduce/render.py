@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from common.command_line import Parser
 from common.errors import UserError
 from reproduce import ledger
-from reproduce.cli import Parser
 from reproduce.show import Cell, accuracy_drop, cells, format_value, heading
 from reproduce.tables import ROOT, Row, Table, has_code, list_tables, load_table, printed_text
 

@@ -9,8 +9,9 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from common.command_line import Parser, is_user_error, one_line
 from common.errors import UserError
-from reproduce.cli import Parser, is_user_error, one_line, split_settings
+from reproduce.cli import split_settings
 from reproduce.tables import Row, Table, expand_names, load_table
 
 Job = tuple[Table, Row, int]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.command_line import Parser
 from common.errors import UserError
 from reproduce import ledger
-from reproduce.cli import Parser
 from reproduce.tables import (
     KINDS,
     Column,

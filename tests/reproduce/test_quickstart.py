@@ -5,8 +5,8 @@ import os
 
 import pytest
 
+from common.command_line import guarded
 from reproduce import quickstart
-from reproduce.cli import guarded
 
 
 @pytest.fixture(scope="module")
