@@ -38,10 +38,10 @@ def check(tables: Sequence[Table], update: bool = False, as_json: bool = False, 
     if not complete:
         recorded = {path: rows for path, rows in recorded.items() if path in found}
     if update:
-        kept = {} if complete else read_verdicts()
-        write_json(VERDICTS, _sorted({path: rows for path, rows in {**kept, **verdicts(flat, found)}.items() if rows}))
+        others = {} if complete else {path: rows for path, rows in read_verdicts().items() if path not in found}
+        write_json(VERDICTS, _sorted({**others, **verdicts(flat)}))
         recorded = {}
-    wrong = [*worse(recorded, flat), *unexplained(flat)]
+    wrong = faults(recorded, flat)
     for line in wrong:
         print(line, file=sys.stderr)
     return 1 if wrong else 0
@@ -52,33 +52,34 @@ def read_verdicts() -> Verdicts:
     return json.loads(VERDICTS.read_text()) if VERDICTS.is_file() else {}
 
 
-def verdicts(cells: Sequence[Cell], tables: Sequence[str] = ()) -> Verdicts:
+def verdicts(cells: Sequence[Cell]) -> Verdicts:
     """Verdicts of the cells that have one."""
-    tree: Verdicts = {path: {} for path in tables}
+    tree: Verdicts = {}
     for cell in cells:
         if cell.verdict:
             tree.setdefault(cell.table.path, {}).setdefault(cell.row.name, {})[cell.column.name] = cell.verdict
     return tree
 
 
-def worse(recorded: Verdicts, cells: Sequence[Cell]) -> list[str]:
-    """A line for each recorded cell that is gone, or whose verdict is worse than recorded."""
-    current = {(cell.table.path, cell.row.name, cell.column.name): cell for cell in cells if cell.verdict}
-    lines = []
+def faults(recorded: Verdicts, cells: Sequence[Cell]) -> list[str]:
+    """A line for each cell that is gone, worse than recorded, or different from the print without a stated reason."""
+    lines, present = [], verdicts(cells)
+    for cell in cells:
+        before = recorded.get(cell.table.path, {}).get(cell.row.name, {}).get(cell.column.name)
+        found = []
+        if before and cell.verdict and RANK[cell.verdict] > RANK[before]:
+            found.append(f"recorded as {before!r}, now {cell.verdict!r}")
+        if cell.verdict == "differs" and not cell.reason:
+            found.append("no reason given")
+        if found:
+            shown = f"computed {format_value(cell)}, printed {printed_text(cell.published)}"
+            lines.append(f"{cell.table.path} {cell.row.name} {cell.column.name}: {shown}: {', '.join(found)}")
     for path, rows in recorded.items():
         for row, columns in rows.items():
             for column, verdict in columns.items():
-                cell = current.get((path, row, column))
-                if cell is None:
-                    lines.append(f"{path} {row} {column}: recorded as {verdict!r}, not among the static cells any more")
-                elif RANK[cell.verdict] > RANK[verdict]:
-                    lines.append(f"{_told(cell)}: recorded as {verdict!r}, now {cell.verdict!r}")
+                if column not in present.get(path, {}).get(row, {}):
+                    lines.append(f"{path} {row} {column}: recorded as {verdict!r}, no longer a static cell")
     return lines
-
-
-def unexplained(cells: Sequence[Cell]) -> list[str]:
-    """A line for each cell that differs from the print without a stated reason."""
-    return [f"{_told(cell)}: no reason given" for cell in cells if cell.verdict == "differs" and not cell.reason]
 
 
 def summary(cells: Sequence[Cell]) -> str:
@@ -101,11 +102,6 @@ def _print_cells(table: Table, cells: Sequence[Cell]) -> None:
         print(f"{table.path}: {table.caption}")
         print_lines(lines)
         print()
-
-
-def _told(cell: Cell) -> str:
-    where = f"{cell.table.path} {cell.row.name} {cell.column.name}"
-    return f"{where}: computed {format_value(cell)}, printed {printed_text(cell.published)}"
 
 
 def _sorted(tree: Any) -> Any:
