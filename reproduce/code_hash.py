@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,25 +14,28 @@ from reproduce.tables import ROOT
 PACKAGES = ("common", "data", "hardware", "methods")
 
 
-def code_hash(*modules: str) -> str:
+def code_hash(*modules: str, without: Collection[str] = ()) -> str:
     """First 16 hex digits of the sha256 over the code of these modules and of all of ours that they import.
 
     Comments, docstrings and layout do not count. An `__init__` that only hands on a name is passed over, so that a
     change to a module nobody asked for changes nothing.
+
+    Args:
+        without: packages that no result depends on, although something imports them.
     """
     digest = hashlib.sha256()
-    for name in sorted(imported_modules(*modules)):
+    for name in sorted(imported_modules(*modules, without=without)):
         digest.update(f"{name}\0{_code(_file(name))}\0".encode())
     return digest.hexdigest()[:16]
 
 
-def imported_modules(*modules: str) -> set[str]:
+def imported_modules(*modules: str, without: Collection[str] = ()) -> set[str]:
     """These modules and those of ours that they import, directly or not, by their sources (nothing is executed)."""
     found: set[str] = set()
     pending = list(modules)
     while pending:
         name = pending.pop()
-        if name not in found and _file(name) is not None:
+        if name not in found and name.partition(".")[0] not in without and _file(name) is not None:
             found.add(name)
             pending += _imports(name)
     return found

@@ -12,10 +12,13 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
 from reproduce.tables import ROOT, Row, Table
+
+if TYPE_CHECKING:
+    from reproduce.settings import Settings  # imports torch; listing tables needs none of it
 
 FORMAT = 1
 STATES = ("measured", "rehearsed")
@@ -102,18 +105,19 @@ def stale_reason(table: Table, row: Row, record: Mapping[str, Any]) -> str:
         return f"settings: {error}"
     if settings.hash() != record["settings_hash"]:
         reasons.append("settings")
-    if method_code_hash(settings.folder, settings.data_name) != record["code_hash"]:
+    if run_code_hash(settings) != record["code_hash"]:
         reasons.append("code")
     return f"changed since: {' and '.join(reasons)}" if reasons else ""
 
 
-def method_code_hash(folder: str, data_name: str) -> str:
-    """Hash of the code of a method and of the data set that it was run on."""
+def run_code_hash(settings: Settings) -> str:
+    """Hash of the code of a run's method and data set, and of the cost models where the run has a constraint."""
     from data import DATA_SETS
     from reproduce.code_hash import code_hash
 
-    data_modules = [DATA_SETS[data_name].__module__] if data_name in DATA_SETS else []
-    return code_hash(f"methods.{folder}", *data_modules)
+    data_modules = [DATA_SETS[settings.data_name].__module__] if settings.data_name in DATA_SETS else []
+    without = ("hardware",) if settings.model.get("constraint") is None else ()
+    return code_hash(f"methods.{settings.folder}", *data_modules, without=without)
 
 
 def versions() -> dict[str, str]:

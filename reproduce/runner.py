@@ -109,7 +109,7 @@ def run_row(table: Table, row: Row, seed: int, options: Options, chain: tuple[st
     if earlier and not options.force:
         path, record = earlier
         if record["settings_hash"] == settings.hash():
-            changed = record["code_hash"] != ledger.method_code_hash(settings.folder, settings.data_name)
+            changed = record["code_hash"] != ledger.run_code_hash(settings)
             if not (options.rehearse and changed):  # a stale rehearsal is cheap to repeat
                 return Outcome(record, path, "stale" if changed else "finished before")
         elif not options.rehearse:
@@ -120,7 +120,7 @@ def run_row(table: Table, row: Row, seed: int, options: Options, chain: tuple[st
     weights = _start_weights(table, row, seed, settings, options, chain)
     data = make_data_of(settings)
     state, reason = _state(table, settings, data, options)
-    code = ledger.method_code_hash(settings.folder, settings.data_name)  # now: the files may change during the run
+    code = ledger.run_code_hash(settings)  # now: the files may change during the run
     former_code = _prepare(folder, settings, code, fresh=options.force or options.rehearse)
     print(f"{table.path} {row.name}, seed {seed}, in {relative(folder)}")
     print(_indented(settings))

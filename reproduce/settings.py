@@ -27,6 +27,8 @@ _PLACES = {
     "data": ("root", "device", "num_workers", "eval_batch_size"),
     "trainer": ("accelerator",),
 }
+# Arguments that methods got later: a run that leaves them at this value is what it was without them.
+_LATER: dict[str, dict[str, Any]] = {"model": {"constraint": None}}
 _TRAINER_OWN = ("callbacks", "logger", "default_root_dir", "enable_checkpointing")  # the runner's
 
 
@@ -53,8 +55,13 @@ class Settings:
 
     def identity(self) -> dict[str, Any]:
         """The settings without places (files, devices, workers): what the hash covers and a record shows."""
+
+        def counts(section: str, key: str, value: Any) -> bool:
+            later = _LATER.get(section, {})
+            return key not in _PLACES[section] and not (key in later and value == later[key])
+
         sections = {
-            name: {key: value for key, value in getattr(self, name).items() if key not in _PLACES[name]}
+            name: {key: value for key, value in getattr(self, name).items() if counts(name, key, value)}
             for name in SECTIONS
         }
         return {"method": self.folder, "data_set": self.data_name, "seed": self.seed, **sections}
