@@ -90,7 +90,8 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
 def plot_compression(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path | None:
     """Figure 2: expected and actual weight compression rate with its target, and the temperature, over training steps.
 
-    None, and no file, where the history has no expected rate.
+    Under a constraint, the expected cost and its limit instead of the expected rate and its target. None, and no file,
+    where the history has no expected rate.
     """
     entries = [entry for entry in history if "policy/expected_wcr" in entry]
     if len(entries) < 2:
@@ -99,10 +100,13 @@ def plot_compression(history: Sequence[Mapping[str, Any]], path: str | Path) -> 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 5.2), layout="constrained")
         rates, temperature = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        rates.step(steps, _column(entries, "policy/target_wcr"), where="post", color=BLACK, ls="--", label="target")
-        rates.plot(steps, _column(entries, "policy/expected_wcr"), color=BLUE, lw=2, label="expected")
-        rates.plot(steps, _column(entries, "policy/wcr"), color=RED, lw=2, label="actual (chosen widths)")
-        rates.set_ylabel("weight compression rate")
+        shown = "cost" if "policy/target_cost" in entries[-1] else "wcr"
+        target = _column(entries, f"policy/target_{shown}")
+        rates.step(steps, target, where="post", color=BLACK, ls="--", label="target")
+        rates.plot(steps, _column(entries, f"policy/expected_{shown}"), color=BLUE, lw=2, label="expected")
+        if shown == "wcr":
+            rates.plot(steps, _column(entries, "policy/wcr"), color=RED, lw=2, label="actual (chosen widths)")
+        rates.set_ylabel("weight compression rate" if shown == "wcr" else "cost under the constraint")
         rates.set_title("Weight compression over training")
         rates.legend(loc="best")
         temperature.plot(steps, _column(entries, "policy/temperature"), color=GREEN, lw=1.5)

@@ -381,7 +381,7 @@ def _results(
     if wcr != module.wcr():
         raise RuntimeError(f"the packed codes give WCR {wcr}, the policy {module.wcr()}")
     cells |= {name: measured[name] for name in ("top1", "top5") if name in measured}
-    cells |= {"wcr": wcr, "acr": module.acr()}
+    cells |= {"wcr": wcr, "acr": module.acr()} | getattr(module, "constraint_cost", dict)()
     equal = _same_logits(module, network, data, device)
     return cells, {"images": measured["images"], "num_weights": num_weights, "logits_equal": equal, **account}
 

@@ -19,20 +19,22 @@ class TargetCompressionSchedule(Callback):
     Args:
         target_wcr, target_acr: final targets.
         ramp_cycles: cycles in which they rise.
-        start: targets of the first cycle, where they are not below it anyway.
+        start_wcr, start_acr: targets of the first cycle, where they are not below them anyway.
     """
 
-    def __init__(self, target_wcr: float, target_acr: float, ramp_cycles: int = 4, start: float = 4.0) -> None:
+    def __init__(
+        self, target_wcr: float, target_acr: float, ramp_cycles: int = 4, start_wcr: float = 4.0, start_acr: float = 4.0
+    ) -> None:
         if ramp_cycles < 1:
             raise ValueError(f"ramp_cycles must be at least 1, got {ramp_cycles}")
         self.target_wcr, self.target_acr = target_wcr, target_acr
-        self.ramp_cycles, self.start = ramp_cycles, start
+        self.ramp_cycles, self.start_wcr, self.start_acr = ramp_cycles, start_wcr, start_acr
         self._set: tuple[float, float] | None = None
 
     def targets(self, cycle: int) -> tuple[float, float]:
         """(target WCR, target ACR) in a cycle."""
-        wcr = equal_steps(min(self.start, self.target_wcr), self.target_wcr, self.ramp_cycles, cycle)
-        acr = equal_steps(min(self.start, self.target_acr), self.target_acr, self.ramp_cycles, cycle)
+        wcr = equal_steps(min(self.start_wcr, self.target_wcr), self.target_wcr, self.ramp_cycles, cycle)
+        acr = equal_steps(min(self.start_acr, self.target_acr), self.target_acr, self.ramp_cycles, cycle)
         return wcr, acr
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import sys
 import zipfile
@@ -56,6 +57,23 @@ def _notices_to_stdout() -> None:
                 handler.setStream(sys.stdout)
 
 
+def expand_constraint(arguments: Sequence[str], method: type) -> list[str]:
+    """`--constraint TEXT` as the method's own argument, in place of a size target that a configuration may set."""
+    accepted = inspect.signature(method.__init__).parameters
+    expanded, pending = [], list(arguments)
+    while pending:
+        argument = pending.pop(0)
+        name, equals, text = argument.partition("=")
+        if name != "--constraint" or "constraint" not in accepted or not (equals or pending):
+            expanded.append(argument)
+            continue
+        # "=" with the first sign only: the text has one of its own.
+        expanded.append(f"--model.constraint={text if equals else pending.pop(0)}")
+        if "target_wcr" in accepted:
+            expanded.append("--model.target_wcr=null")
+    return expanded
+
+
 def run_cli(
     method: type[QuantizedModule],
     errors: tuple[type[Exception], ...] = (),
@@ -71,12 +89,14 @@ def run_cli(
         arguments: instead of the command line's.
     """
     _notices_to_stdout()
+    if arguments is None:
+        sys.argv[1:] = expand_constraint(sys.argv[1:], method)
     try:
         QuantizationCLI(
             method,
             pl.LightningDataModule,
             subclass_mode_data=True,
-            args=list(arguments) if arguments is not None else None,
+            args=expand_constraint(arguments, method) if arguments is not None else None,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"exit_on_error": False},

@@ -16,13 +16,14 @@ from common.callbacks import PhaseSwitch, PolicyLogger, SavePacked, TargetCompre
 from common.compression import FLOAT_BITS, activation_bit_widths, weight_compression_rate
 from common.errors import UserError
 from common.graph import activation_outputs
-from common.search.repair import Change, repair_to_budget
+from common.search.repair import Change, code_bytes, repair_to_budget
 from common.training import QuantizedModule
 from common.training.optimizers import decay, with_factors
 from common.training.schedule import CyclicSchedule
 from methods.hmq.quantizer import ClipRule, GumbelNoise, HMQBlock
 
 PUBLISHED_EPOCHS, PUBLISHED_SEARCH_EPOCHS = 50, 30  # section 5
+DEFAULT_WCR = 8.0
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,9 @@ class HMQ(QuantizedModule):
 
     Args:
         target_wcr, target_acr: R_w and R_a; the widths of B bound R_w, and every activation needs at least one bit.
+            R_w is 8 where neither it nor a constraint is given.
+        constraint: an upper bound for another cost, such as "latency@bismo-edge<=50ms" (hardware.parse_constraint), in
+            R_w's place: the rate of eq. 7 is then the cost at 8 bits everywhere over the expected cost.
         weight_bit_widths: B of weights: 1..8 on CIFAR, 2..8 on ImageNet (section 5).
         rate_weight: lambda of eq. 8; 32 on CIFAR (section 5.1).
         learning_rate: of the network's parameters (section 5).
@@ -135,7 +139,8 @@ class HMQ(QuantizedModule):
         updates_per_cycle: temperature updates in a cycle: 5 epochs of 25 updates (section 5).
         min_temperature: eq. 12.
         learning_rate_schedule: of the network's parameters: "constant" (public code) or "cosine" down to 0.
-        budget_repair: at the end of the search move the policy onto the target (off for published rows).
+        budget_repair: at the end of the search move the policy onto the target; off for published rows, on where a
+            constraint is given.
         preset, choices: see `Choices`.
         log_every_n_steps: of bit-widths and compression.
 
@@ -156,8 +161,9 @@ class HMQ(QuantizedModule):
         compile_network: bool = False,
         channels_last: bool = False,
         calibration_batches: int = -1,
-        target_wcr: float = 8.0,
+        target_wcr: float | None = None,
         target_acr: float = 4.0,
+        constraint: str | None = None,
         weight_bit_widths: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 8),
         rate_weight: float = 32.0,
         learning_rate: float = 1e-5,
@@ -171,7 +177,7 @@ class HMQ(QuantizedModule):
         updates_per_cycle: int = 125,
         min_temperature: float = 0.5,
         learning_rate_schedule: str = "constant",
-        budget_repair: bool = False,
+        budget_repair: bool | None = None,
         preset: str = "follow",
         choices: dict[str, Any] | None = None,
         log_every_n_steps: int = 50,
@@ -189,7 +195,10 @@ class HMQ(QuantizedModule):
         )
         self.choices = Choices.of(preset, choices)
         self.weight_bit_widths = tuple(sorted(weight_bit_widths))
-        self.target_wcr, self.target_acr = target_wcr, target_acr
+        if constraint is not None and target_wcr is not None:
+            raise UserError("target_wcr and constraint exclude each other: give one of them")
+        self.target_wcr = DEFAULT_WCR if target_wcr is None else target_wcr
+        self.target_acr = target_acr
         self.rate_weight, self.learning_rate, self.weight_decay = rate_weight, learning_rate, weight_decay
         self.logit_learning_rate_multiplier = logit_learning_rate_multiplier
         self.published_steps_per_epoch = published_steps_per_epoch if scale_logit_learning_rate else None
@@ -199,14 +208,18 @@ class HMQ(QuantizedModule):
         self.updates_per_cycle, self.min_temperature = updates_per_cycle, min_temperature
         self.learning_rate_schedule = learning_rate_schedule
         decay(learning_rate_schedule, 1)  # refuse an unknown name now
-        self.budget_repair, self.log_every_n_steps = budget_repair, log_every_n_steps
+        self.budget_repair = constraint is not None if budget_repair is None else budget_repair
+        self.log_every_n_steps = log_every_n_steps
         self.repair_log: list[Change] = []
         self.insert(self._weight_blocks() | self._activation_blocks())
         self.weight_blocks = self.quantizers_of("weight")
         self.activation_blocks = self.quantizers_of("tensor")
         self.blocks = self.quantizers
         self.register_buffer("weight_sizes", torch.tensor([float(n) for n in self.num_elements("weight").values()]))
-        self.register_buffer("current_target", torch.tensor(float(target_wcr)))
+        self.constraint = None
+        if constraint is not None:
+            self._constrain(constraint)
+        self.register_buffer("current_target", torch.tensor(float(self.target_rate)))
         self._check_targets()
         if not 0 <= search_fraction <= 1:
             raise UserError(f"search_fraction must lie in 0..1, got {search_fraction:g}")
@@ -255,7 +268,50 @@ class HMQ(QuantizedModule):
             block.reset_logits_like_public_code(torch.Generator().manual_seed(self.seed))
         return block
 
+    def _constrain(self, text: str) -> None:
+        """Set up cost table, limit and reference cost."""
+        from hardware import cost_table, parse_constraint  # what has no constraint does not rest on cost models
+
+        self.constraint = parse_constraint(text)
+        table = cost_table(self.constraint.model, self.layers)
+        columns = [width - 1 for width in self.weight_bit_widths]
+        self.register_buffer("cost_table", table.tensor()[:, columns], persistent=False)  # (layers, |B|, 8)
+        self.register_buffer("costs", torch.zeros(len(self.weight_blocks), len(columns)), persistent=False)
+        self.reference_cost = table.cost([8] * len(self.layers), [8] * len(self.layers))
+
+    def _set_costs(self) -> None:
+        """Costs of every weight at every width of B, at the present widths of the tensors that the layers read."""
+        policy = self.policy()
+        self.constraint.model.policy_cost(self.layers, policy)  # refuses by name layers that read float tensors
+        for index, layer in enumerate(self.layers):
+            site = f"{layer.name}.weight"
+            if site in self.weight_blocks:
+                activation = int(policy.layer_bits(layer).activation)
+                self.costs[list(self.weight_blocks).index(site)] = self.cost_table[index, :, activation - 1]
+        if not self.costs.isfinite().all():
+            site = list(self.weight_blocks)[int(self.costs.isfinite().all(1).int().argmin())]
+            raise UserError(f"{self.constraint.model.name} lacks costs of {site} at some of its widths")
+
+    def _check_constraint(self) -> None:
+        self.set_targets(self.target_rate, self.target_acr)
+        least = float(self.costs.min(1).values.sum())
+        if least > self.constraint.limit:
+            lowest, unit = self.weight_bit_widths[0], self.constraint.model.unit
+            raise UserError(
+                f"constraint {self.constraint.text}: {lowest}-bit weights at activation "
+                f"compression {self.target_acr:g} take {least:.4g} {unit}; raise target_acr or the limit"
+            )
+
+    @property
+    def target_rate(self) -> float:
+        """R_w, or the cost at 8 bits everywhere over the constraint's limit."""
+        return self.target_wcr if self.constraint is None else self.reference_cost / self.constraint.limit
+
     def _check_targets(self) -> None:
+        activation_bit_widths(self.num_elements("tensor"), self.target_acr)
+        if self.constraint is not None:
+            self._check_constraint()
+            return
         smallest = self.weight_bit_widths[0]
         highest = weight_compression_rate(
             self.num_elements("weight"), dict.fromkeys(self.num_elements("weight"), smallest)
@@ -266,7 +322,6 @@ class HMQ(QuantizedModule):
             raise UserError(
                 f"target_wcr {self.target_wcr:g} is above what {smallest} bits everywhere give ({highest:.2f})"
             )
-        activation_bit_widths(self.num_elements("tensor"), self.target_acr)
 
     # -- calibration: M of every block ------------------------------------------------------------------------------
 
@@ -306,7 +361,12 @@ class HMQ(QuantizedModule):
     def configure_callbacks(self) -> list[Callback]:
         return [
             PhaseSwitch(),
-            TargetCompressionSchedule(self.target_wcr, self.target_acr, min(self.ramp_cycles, self.cycles)),
+            TargetCompressionSchedule(
+                self.target_rate,
+                self.target_acr,
+                min(self.ramp_cycles, self.cycles),
+                start_wcr=4.0 if self.constraint is None else 1.0,
+            ),
             TemperatureAnnealing(self.choices.temperature_rate, self.min_temperature, self.updates_per_cycle),
             PolicyLogger(self.log_every_n_steps),
             SavePacked(),
@@ -317,12 +377,14 @@ class HMQ(QuantizedModule):
         for block in self.blocks.values():
             block.temperature.fill_(temperature)
 
-    def set_targets(self, target_wcr: float, target_acr: float) -> None:
+    def set_targets(self, target_rate: float, target_acr: float) -> None:
         """R_w of the loss, and activation widths from R_a (eq. 10, 11)."""
-        self.current_target.fill_(target_wcr)
+        self.current_target.fill_(target_rate)
         widths = activation_bit_widths(self.num_elements("tensor"), target_acr)
         for name, block in self.activation_blocks.items():
             block.set_bit_widths([max(widths[name], self.choices.min_activation_bit_width)])
+        if self.constraint is not None:
+            self._set_costs()
 
     def on_train_start(self) -> None:
         self.noise = GumbelNoise(self.blocks, self.noise_key)  # here, where the rank is known
@@ -352,9 +414,25 @@ class HMQ(QuantizedModule):
             name: dict(zip(block.bit_widths.int().tolist(), block.probabilities().sum(0).log().tolist(), strict=True))
             for name, block in self.weight_blocks.items()
         }
-        sizes = self.num_elements("weight")
-        repaired, self.repair_log = repair_to_budget(marginals, sizes, int(4 * sum(sizes.values()) / self.target_wcr))
+        if self.constraint is None:
+            sizes = self.num_elements("weight")
+            costs, budget, unit = code_bytes(marginals, sizes), int(4 * sum(sizes.values()) / self.target_wcr), "bytes"
+        else:
+            costs, budget, unit = self._site_costs(), self.constraint.limit, self.constraint.model.unit
+        repaired, self.repair_log = repair_to_budget(marginals, costs, budget, unit=unit)
         return repaired
+
+    def _site_costs(self) -> dict[str, dict[int, float]]:
+        rows = zip(self.weight_blocks, self.costs.tolist(), strict=True)
+        return {site: dict(zip(self.weight_bit_widths, row, strict=True)) for site, row in rows}
+
+    def constraint_cost(self) -> dict[str, float]:
+        """What the constraint's cost model says of the present policy: {"latency_ms": ...}; empty without one."""
+        if self.constraint is None:
+            return {}
+        model = self.constraint.model
+        name = f"{model.quantity}_{model.unit}".rstrip("_")
+        return {name: model.policy_cost(self.layers, self.policy()).total}
 
     # -- training ---------------------------------------------------------------------------------------------------
 
@@ -364,22 +442,38 @@ class HMQ(QuantizedModule):
         bits = torch.stack([block.expected_bit_width(sampled) for block in self.weight_blocks.values()])
         return expected_compression_rate(bits, self.weight_sizes)
 
+    def expected_rate(self) -> Tensor:
+        """What the target bounds: `expected_wcr`, or reference over expected cost under the constraint's model."""
+        if self.constraint is None:
+            return self.expected_wcr()
+        return self.reference_cost / self._expected_cost()
+
+    def _expected_cost(self) -> Tensor:
+        """Scalar, exact under independent widths, differentiable in the logits."""
+        sampled = self.choices.expected_bits == "sample" and self.schedule.phase(self.step) == 1
+        probabilities = torch.stack([block.width_probabilities(sampled) for block in self.weight_blocks.values()])
+        return (probabilities * self.costs).sum()
+
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
         task_loss = self.task.loss(self(images), labels)
         self.log("train/task_loss", task_loss)
         if self.schedule.phase(self.step) == 2:
             # Zero times the logits: distributed training expects a gradient for every parameter it started with.
             return task_loss + 0.0 * torch.stack([block.logits.sum() for block in self.blocks.values()]).sum()
-        rate_loss = compression_loss(self.expected_wcr(), self.current_target)
+        rate_loss = compression_loss(self.expected_rate(), self.current_target)
         self.log("train/rate_loss", rate_loss)
         return task_loss + self.rate_weight * rate_loss**2  # eq. 8
 
     def schedule_state(self) -> dict[str, float]:
         """Numbers of the present step for the logs (figure 2)."""
         with torch.no_grad():
-            expected = float(self.expected_wcr())
-        temperature = float(next(iter(self.blocks.values())).temperature)
-        return {"expected_wcr": expected, "target_wcr": float(self.current_target), "temperature": temperature}
+            state = {"expected_wcr": float(self.expected_wcr())}
+            if self.constraint is None:
+                state["target_wcr"] = float(self.current_target)
+            else:
+                state["expected_cost"] = float(self._expected_cost())
+                state["target_cost"] = self.reference_cost / float(self.current_target)
+        return state | {"temperature": float(next(iter(self.blocks.values())).temperature)}
 
     def logit_learning_rates(self) -> tuple[float, float]:
         """(weight logits, activation logits)."""

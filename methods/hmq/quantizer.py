@@ -238,10 +238,14 @@ class HMQBlock(Quantizer):
         threshold = (probabilities.sum(2) * self.thresholds).sum(1)
         return step, threshold
 
-    def expected_bit_width(self, sampled: bool = False) -> Tensor:
-        """E[b] = sum_b b P_B(b), scalar; from softmax(pi), or from the samples of this step's forward pass (eq. 7)."""
+    def width_probabilities(self, sampled: bool = False) -> Tensor:
+        """P_B, (B,): from softmax(pi), or from the samples of this step's forward pass (eq. 7)."""
         pairs = self.sample(self.num_samples(len(self.gumbel))).mean(0) if sampled else self.probabilities()
-        return (pairs.sum(0) * self.bit_widths).sum()
+        return pairs.sum(0)
+
+    def expected_bit_width(self, sampled: bool = False) -> Tensor:
+        """E[b] = sum_b b P_B(b), scalar."""
+        return (self.width_probabilities(sampled) * self.bit_widths).sum()
 
     def best_pair(self, bit_width: int | None = None) -> int:
         """Index into the flattened T x B of the pair to choose; with `bit_width`, the best threshold for that width."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.training import QuantizedModule
-from common.training.cli import run_cli
+from common.training.cli import expand_constraint, run_cli
 from data import DataError
 from methods.full_precision import FullPrecision
 from methods.hmq import HMQ
@@ -232,3 +232,24 @@ def test_a_refusal_from_the_shell(trainer_options, tmp_path, repository):
     run = shell(["--data=DigitsData", "--model.target_wcr=99", *trainer_options], tmp_path, repository)
     assert run.returncode == 2
     assert run.stderr == "error: target_wcr 99 is above what 1 bits everywhere give (32.00)\n"
+
+
+@pytest.mark.parametrize("given", [["--constraint=size<=4KB"], ["--constraint", "size<=4KB"]])
+def test_a_constraint_takes_the_place_of_the_size_target(given):
+    from methods.full_precision import FullPrecision
+    from methods.hmq import HMQ
+
+    assert expand_constraint(["fit", *given, "--x"], HMQ) == [
+        "fit", "--model.constraint=size<=4KB", "--model.target_wcr=null", "--x",
+    ]  # fmt: skip
+    assert expand_constraint(given, FullPrecision) == given  # which jsonargparse then refuses
+
+
+def test_a_constraint_from_the_shell(trainer_options, tmp_path, repository):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    run = shell(["--config=config.yaml", "--constraint", "size<=3KB", *trainer_options], tmp_path, repository)
+    assert run.returncode == 0, run.stderr
+    assert {path.name for path in tmp_path.iterdir()} >= PACKED
+    run = shell(["--config=config.yaml", "--constraint", "size<3KB", *trainer_options], tmp_path, repository)
+    assert (run.returncode, run.stderr.count("\n")) == (2, 1)
+    assert "'size<3KB' is not of the form latency@bismo-edge<=50ms" in run.stderr
