@@ -12,7 +12,7 @@ from typing import Any
 from common.command_line import Parser, is_user_error, one_line
 from common.errors import UserError
 from reproduce.cli import split_settings
-from reproduce.tables import Row, Table, expand_names, load_table
+from reproduce.tables import Row, Table, expand_names, load_table, why_no_run
 
 Job = tuple[Table, Row, int]
 
@@ -35,10 +35,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--no-table", action="store_true", help="leave out the table at the end")
     own, rest = split_settings(arguments)
     options = parser.parse_args(own)
-    jobs = _jobs(options)
     if options.list:
-        _list(options.tables)
+        _list(_selected(options))
         return 0
+    jobs = _jobs(options)
     if options.checkpoint_every < 1:
         raise UserError(f"--checkpoint-every must be at least 1, got {options.checkpoint_every}")
     from reproduce.runner import Options, make_data_of, settings_of
@@ -77,22 +77,26 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if failures and several else status
 
 
-def _jobs(options: Any) -> list[Job]:
+def _selected(options: Any) -> list[tuple[Table, Row]]:
+    """The rows that were named, or all of the tables'."""
     tables = [load_table(name) for name in expand_names(options.tables)]
     wanted = [name for name in (options.rows or "").split(",") if name]
     known = {row.name for table in tables for row in table.rows}
     if unknown := [name for name in wanted if name not in known]:
         tables[0].row(unknown[0])  # raises, with the closest names
-    jobs = []
-    for table in tables:
-        for row in table.rows:
-            if wanted and row.name not in wanted:
-                continue
-            if row.run is None:
-                if row.name in wanted:
-                    raise UserError(f"{table.path} row {row.name!r} is of a compared method: it has no run")
-                continue
-            jobs += [(table, row, seed) for seed in _seeds(options.seeds, row)]
+    return [(table, row) for table in tables for row in table.rows if not wanted or row.name in wanted]
+
+
+def _jobs(options: Any) -> list[Job]:
+    selected = _selected(options)
+    for table, row in selected:
+        if row.run is None and options.rows:
+            raise UserError(f"{table.path} row {row.name!r} has no run: {why_no_run(table, row)}")
+    jobs = [(table, row, seed) for table, row in selected if row.run for seed in _seeds(options.seeds, row)]
+    if not jobs:
+        paths = ", ".join(dict.fromkeys(table.path for table, _ in selected))
+        reasons = "; ".join(sorted({why_no_run(table, row) for table, row in selected}))
+        raise UserError(f"{paths}: no row has a run: {reasons}")
     return jobs
 
 
@@ -105,13 +109,15 @@ def _seeds(given: str | None, row: Row) -> list[int]:
         raise UserError(f"--seeds takes integers such as 0,1,2, got {given!r}") from None
 
 
-def _list(names: Sequence[str]) -> None:
-    for name in expand_names(names):
-        table = load_table(name)
-        print(f"{table.path}: {table.caption}")
-        for row in table.rows:
-            seeds = ",".join(map(str, (row.run or {}).get("seeds", [0])))
-            print(f"  {row.name:<28}{row.method:<24}{row.model:<20}{f'seeds {seeds}' if row.run else 'published only'}")
+def _list(selected: Sequence[tuple[Table, Row]]) -> None:
+    shown = None
+    for table, row in selected:
+        if table is not shown:
+            print(f"{table.path}: {table.caption}")
+            shown = table
+        seeds = ",".join(map(str, (row.run or {}).get("seeds", [0])))
+        how = f"seeds {seeds}" if row.run else f"published only: {why_no_run(table, row)}"
+        print(f"  {row.name:<28}{row.method:<24}{row.model:<20}{how}")
 
 
 def _run_here(job: Job, options: Any) -> tuple[int, str] | None:

@@ -19,7 +19,7 @@ from jsonargparse import ArgumentParser
 from common.errors import UserError
 from common.models import model_info
 from data import DATA_SETS
-from reproduce.tables import METHODS, SECTIONS, Row, Table, parse_yaml, read_config, run_arguments
+from reproduce.tables import METHODS, SECTIONS, Row, Table, parse_yaml, read_config, run_arguments, why_no_run
 
 # Where things are and what they run on: not part of what a run is.
 _PLACES = {
@@ -90,7 +90,7 @@ def resolve(
     """
     run = dict(row.run or {})
     if not run:
-        raise UserError(f"{table.path} row {row.name!r} is of a compared method: it has no run")
+        raise UserError(f"{table.path} row {row.name!r} has no run: {why_no_run(table, row)}")
     folder = run.get("method", table.paper)
     config = read_config(folder, run["config"])
     published = config["trainer"].get("max_epochs")

@@ -1,5 +1,6 @@
 """Scripts, committed files and paper folders are where and what the design says."""
 
+import ast
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 FOLDERS = sorted(path.parent for path in REPOSITORY.glob("methods/*/__init__.py"))
+TABLES_ONLY = sorted({path.parent for path in REPOSITORY.glob("methods/*/*") if path.is_file()} - {*FOLDERS})
 TEXT = {".py", ".sh", ".md", ".yaml", ".toml", ".json", ".txt", ".cff", ""}
 # Home folders and this project's own surroundings; written in parts, so that this file does not match itself.
 MACHINE_PATH = re.compile(
@@ -64,6 +66,23 @@ def test_a_paper_folder_has_its_parts(folder):
     for name in names:
         assert (folder / name).is_file(), f"{folder.name} lacks {name}"
     assert list((folder / "configs").glob("*.yaml")), f"{folder.name} has no configuration"
+
+
+@pytest.mark.parametrize("folder", TABLES_ONLY, ids=lambda path: path.name)
+def test_a_folder_without_code_has_tables_and_says_so(folder):
+    assert "tables only so far" in (folder / "README.md").read_text().lower()
+    assert list((folder / "tables").glob("*.yaml")), f"{folder.name} has neither code nor tables"
+    unwanted = {path.name for path in folder.iterdir()} - {"README.md", "tables", "static.py", "__pycache__"}
+    assert not unwanted, f"{folder.name} has code, but no __init__.py"
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("methods/*/static.py")), ids=lambda path: path.parent.name)
+def test_formulas_rest_on_cost_models_and_common_parts_only(path):
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "." for node in nodes if isinstance(node, ast.ImportFrom)]
+    ours = {name for name in names if (REPOSITORY / name.partition(".")[0]).is_dir()}
+    assert {name.partition(".")[0] for name in ours} <= {"hardware", "common"}
 
 
 def test_the_template_is_no_paper_in_the_list_of_tables():

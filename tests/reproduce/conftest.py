@@ -1,6 +1,8 @@
-"""Runs of the digits table in folders of the test's own."""
+"""Runs of the digits table in folders of the test's own, and a paper that has tables only."""
 
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,63 @@ def record_of(folders):
         return json.loads((folders[0] / "hmq" / "digits" / row / f"seed{seed}.json").read_text())
 
     return read
+
+
+INVENTED = """
+paper: {arxiv: null, table: 1, venue: Invented 2031}
+caption: Sizes.
+dataset: imagenet
+inputs: {weights: 1000}
+columns:
+  bits: given
+  top1: {kind: trained, unit: "%"}
+  size: {kind: static, unit: KB, inputs: {bits: 32}}
+  latency: {kind: static, unit: ms, residual: 0.02, fitted: true}
+  energy: {kind: static, unit: mJ, formula: latency, residual: 0.02, rounding: cut}
+notes: {energy: off by 1}
+rows:
+  - name: float
+    method: float
+    model: net
+    published: {bits: 32, top1: 70.10, size: 4.00, latency: null}
+    columns: {latency: given}
+  - name: inv_4bit
+    method: Inv
+    model: net
+    published: {bits: 4 MP, top1: 69.00, size: 0.50, latency: 12.1, energy: 11.9}
+    inputs: {bits: 4, ms: 12.08}
+  - name: other_8bit
+    method: Other
+    model: net
+    published: {bits: 8, size: 0.9, latency: 20, energy: 24}
+    columns: {latency: given}
+    inputs: {bits: 8, ms: 20}
+    notes: {size: misprint}
+"""
+
+
+@pytest.fixture
+def write_table(tmp_path, monkeypatch):
+    """A checkout with one paper, `inv`, that has no code; its table `one` is INVENTED.
+
+    write_table("old", "new", text=INVENTED, name="one") writes methods/inv/tables/<name>.yaml with a text replaced.
+    """
+    from reproduce import static_check, tables
+
+    static = types.ModuleType("methods.inv.static")
+    static.size = lambda inputs: inputs["weights"] * inputs["bits"] / 8000
+    static.latency = lambda inputs: inputs["ms"]
+    monkeypatch.setitem(sys.modules, "methods.inv.static", static)
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "METHODS", tmp_path / "methods")
+    monkeypatch.setattr(static_check, "VERDICTS", tmp_path / "static_verdicts.json")
+    folder = tmp_path / "methods" / "inv"
+    (folder / "tables").mkdir(parents=True)
+    (folder / "static.py").touch()
+
+    def write(old="", new="", text=INVENTED, name="one"):
+        assert old in text
+        (folder / "tables" / f"{name}.yaml").write_text(text.replace(old, new) if old else text)
+
+    write()
+    return write

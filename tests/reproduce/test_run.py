@@ -202,9 +202,37 @@ def test_start_weights_have_to_be_given(command, monkeypatch):
 def test_list_names_the_rows_and_runs_none(command, folders):
     status, out, _ = command("run", "hmq/table1", "--list", shorten=False)
     assert status == 0
-    assert "mobilenet_v1_wcr16" in out
-    assert "published only" in out
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert lines["mobilenet_v1_wcr16"].endswith("seeds 0")
+    assert lines["haq_resnet50_2bit"].endswith("published only: of HAQ, which the paper compares with")
     assert not folders[1].exists()
+
+
+def test_list_shows_the_rows_that_were_named(command):
+    _, out, _ = command("run", "hmq/table1", "hmq/digits", "--rows", "float", "--list", shorten=False)
+    assert [line.split()[0] for line in out.splitlines()] == ["hmq/digits:", "float"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["inv/one", "--rows", "inv_4bit"], "inv/one row 'inv_4bit' has no run: the paper's code is not written yet"),
+        (["inv/one", "--rows", "other_8bit"], "row 'other_8bit' has no run: of Other, which the paper compares with"),
+        (["inv/one"], "inv/one: no row has a run: of Other, which the paper compares with; of float, which the paper"),
+        (["inv"], "the paper's code is not written yet"),
+    ],
+)
+def test_what_cannot_be_run_says_why(arguments, message, write_table, command):
+    status, out, err = command("run", *arguments, shorten=False)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
+def test_rows_of_papers_without_code_are_listed(write_table, command):
+    status, out, _ = command("run", "inv", "--list", shorten=False)
+    assert status == 0
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert lines["inv_4bit"].endswith("published only: the paper's code is not written yet")
 
 
 def test_static_cells_that_differ_need_a_reason(command):

@@ -11,69 +11,9 @@ from reproduce import render, show, static_check, tables
 from reproduce.cli import main
 from reproduce.tables import load_table
 
-TABLE = """
-paper: {arxiv: null, table: 1, venue: Invented 2031}
-caption: Sizes.
-dataset: imagenet
-inputs: {weights: 1000}
-columns:
-  bits: given
-  top1: {kind: trained, unit: "%"}
-  size: {kind: static, unit: KB, inputs: {bits: 32}}
-  latency: {kind: static, unit: ms, residual: 0.02, fitted: true}
-  energy: {kind: static, unit: mJ, formula: latency, residual: 0.02, rounding: cut}
-notes: {energy: off by 1}
-rows:
-  - name: float
-    method: float
-    model: net
-    published: {bits: 32, top1: 70.10, size: 4.00, latency: null}
-    columns: {latency: given}
-  - name: inv_4bit
-    method: Inv
-    model: net
-    published: {bits: 4 MP, top1: 69.00, size: 0.50, latency: 12.1, energy: 11.9}
-    inputs: {bits: 4, ms: 12.08}
-  - name: other_8bit
-    method: Other
-    model: net
-    published: {bits: 8, size: 0.9, latency: 20, energy: 24}
-    columns: {latency: given}
-    inputs: {bits: 8, ms: 20}
-    notes: {size: misprint}
-"""
-
-
-def size(inputs):
-    return inputs["weights"] * inputs["bits"] / 8000
-
-
-def latency(inputs):
-    return inputs["ms"]
-
 
 @pytest.fixture
-def write(tmp_path, monkeypatch):
-    """write(text) replaces methods/inv/tables/one.yaml of a checkout that holds nothing else."""
-    static = types.ModuleType("methods.inv.static")
-    static.size, static.latency = size, latency
-    monkeypatch.setitem(sys.modules, "methods.inv.static", static)
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
-    monkeypatch.setattr(tables, "METHODS", tmp_path / "methods")
-    monkeypatch.setattr(static_check, "VERDICTS", tmp_path / "static_verdicts.json")
-    folder = tmp_path / "methods" / "inv"
-    (folder / "tables").mkdir(parents=True)
-    (folder / "static.py").touch()
-
-    def write(text=TABLE, name="one"):
-        (folder / "tables" / f"{name}.yaml").write_text(text)
-
-    write()
-    return write
-
-
-@pytest.fixture
-def check(write, capsys):
+def check(write_table, capsys):
     """check(arguments) -> (status, lines of stdout, lines of stderr)."""
 
     def call(*arguments):
@@ -91,7 +31,7 @@ def verdicts():
     }
 
 
-def test_every_static_cell_gets_its_verdict(write):
+def test_every_static_cell_gets_its_verdict(write_table):
     assert verdicts() == {
         ("float", "size"): ("equal", ""),
         ("float", "latency"): ("", ""),
@@ -123,29 +63,29 @@ def test_the_cells_are_printed_with_digits_unit_and_residual(check):
     ]
 
 
-def test_a_difference_without_a_reason_is_an_error(check, write):
-    write(TABLE.replace("notes: {size: misprint}", ""))
+def test_a_difference_without_a_reason_is_an_error(check, write_table):
+    write_table("notes: {size: misprint}", "")
     status, _, err = check()
     assert (status, err) == (1, ["inv/one other_8bit size: computed 1, printed 0.9: no reason given"])
     assert check("--update")[0] == 1
 
 
-def test_recorded_verdicts_may_get_better_and_not_worse(check, write):
+def test_recorded_verdicts_may_get_better_and_not_worse(check, write_table):
     assert check("--update")[0] == 0
     recorded = json.loads(static_check.VERDICTS.read_text())
     assert recorded["inv/one"]["other_8bit"] == {"energy": "differs", "latency": "input", "size": "differs"}
     assert list(recorded["inv/one"]["inv_4bit"]) == ["energy", "latency", "size"]
     assert check()[0] == 0
-    write(TABLE.replace("size: 0.9", "size: 1.0"))
+    write_table("size: 0.9", "size: 1.0")
     assert check()[0] == 0
-    write(TABLE.replace("energy: 11.9", "energy: 12.0"))
+    write_table("energy: 11.9", "energy: 12.0")
     assert check()[0] == 0
-    write(TABLE.replace("size: 4.00", "size: 4.01"))
+    write_table("size: 4.00", "size: 4.01")
     assert check()[::2] == (
         1,
         ["inv/one float size: computed 4, printed 4.01: recorded as 'equal', now 'differs', no reason given"],
     )
-    write(TABLE.replace("energy: 11.9", "energy: 11.0"))
+    write_table("energy: 11.9", "energy: 11.0")
     assert check()[::2] == (
         1,
         ["inv/one inv_4bit energy: computed 12.08, printed 11.0: recorded as 'within residual', now 'differs'"],
@@ -164,28 +104,28 @@ def test_recorded_verdicts_may_get_better_and_not_worse(check, write):
         ("differs", "equal", False),
     ],
 )
-def test_the_order_of_verdicts(recorded, verdict, worse, write):
+def test_the_order_of_verdicts(recorded, verdict, worse, write_table):
     cell = show.static_cells(load_table("inv/one"))[0]
     cell = types.SimpleNamespace(**{**vars(cell), "verdict": verdict, "reason": "some"})
     assert bool(static_check.faults({"inv/one": {"float": {"size": recorded}}}, [cell])) == worse
 
 
-def test_a_recorded_cell_that_is_gone_is_named(check, write):
+def test_a_recorded_cell_that_is_gone_is_named(check, write_table):
     check("--update")
-    write(TABLE.replace("  - name: float", "  - name: full"))
+    write_table("  - name: float", "  - name: full")
     status, _, err = check()
     assert (status, err) == (
         1,
         ["inv/one float size: recorded as 'equal', no longer a static cell"],
     )
-    write(TABLE.replace("size: 4.00", "size: null"))
+    write_table("size: 4.00", "size: null")
     assert check()[0] == 1
 
 
-def test_other_tables_are_left_alone(check, write):
-    write(name="two")
+def test_other_tables_are_left_alone(check, write_table):
+    write_table(name="two")
     check("--update")
-    write(TABLE.replace("  - name: float", "  - name: full"), name="two")
+    write_table("  - name: float", "  - name: full", name="two")
     assert check("inv/one")[0] == 0
     assert check()[0] == 1
     assert check("inv/two", "--update")[0] == 0
@@ -200,7 +140,7 @@ def test_other_tables_are_left_alone(check, write):
     assert list(static_check.read_verdicts()) == ["inv/one"]
 
 
-def test_update_alone_is_refused(write, capsys):
+def test_update_alone_is_refused(write_table, capsys):
     assert main(["tables", "--update"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -227,7 +167,7 @@ def test_the_same_as_data(check):
     assert cells["float", "energy"]["printed"] is None
 
 
-def test_given_cells_may_be_texts(write, capsys):
+def test_given_cells_may_be_texts(write_table, capsys):
     assert main(["tables", "--json"]) == 0
     cells = {(cell["row"], cell["column"]): cell for cell in json.loads(capsys.readouterr().out)}
     assert cells["inv_4bit", "bits"]["value"] == cells["inv_4bit", "bits"]["printed"] == "4 MP"
@@ -239,24 +179,25 @@ def test_given_cells_may_be_texts(write, capsys):
     assert "not run" in out
 
 
-def test_a_printed_cell_that_lacks_an_input_is_named(write):
-    write(TABLE.replace("ms: 12.08", "s: 12.08"))
+def test_a_printed_cell_that_lacks_an_input_is_named(write_table):
+    write_table("ms: 12.08", "s: 12.08")
     with pytest.raises(UserError, match=r"inv/one row 'inv_4bit' column 'latency': latency needs the input 'ms'$"):
         show.static_cells(load_table("inv/one"))
 
 
-def test_a_formula_that_is_not_there_is_named(write):
-    write(TABLE.replace("formula: latency", "formula: joule"))
+def test_a_formula_that_is_not_there_is_named(write_table):
+    write_table("formula: latency", "formula: joule")
     with pytest.raises(UserError, match=r"methods/inv/static\.py has no function 'joule'"):
         show.static_cells(load_table("inv/one"))
 
 
-def test_inputs_of_the_row_come_before_those_of_run_column_and_table(write, monkeypatch):
+def test_inputs_of_the_row_come_before_those_of_run_column_and_table(write_table, monkeypatch):
     seen = []
     monkeypatch.setattr(sys.modules["methods.inv.static"], "size", lambda inputs: seen.append(dict(inputs)) or 1)
     (tables.METHODS / "inv" / "configs").mkdir()
     (tables.METHODS / "inv" / "configs" / "x.yaml").write_text("model: {b: config, c: config, d: config, e: config}\n")
-    write("""
+    write_table(
+        text="""
 caption: inputs
 dataset: digits
 inputs: {a: table, b: table, c: table, d: table, e: [1.50, x]}
@@ -268,13 +209,14 @@ rows:
     published: null
     inputs: {d: row, f: 2.50}
     run: {config: x.yaml, c: run, epochs: 3}
-""")
+"""
+    )
     show.static_cells(load_table("inv/one"))
     assert seen == [{"a": "table", "b": "config", "c": "run", "d": "row", "e": "config", "f": 2.5}]
     assert type(seen[0]["f"]) is float  # digits belong to the print only
 
 
-def test_rendered_with_units_digits_verdicts_and_that_there_is_no_code(write):
+def test_rendered_with_units_digits_verdicts_and_that_there_is_no_code(write_table):
     text = render._table(load_table("inv/one"))
     assert "Invented 2031, table 1. Sizes. Data: imagenet. energy is printed cut off, not rounded." in text
     assert "Tables only so far: the paper's code is not written yet." in text

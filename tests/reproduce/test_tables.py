@@ -1,18 +1,25 @@
 """Table files, their schema, and the cells that need no training."""
 
+import json
+
 import pytest
 
 from common.errors import UserError
 from reproduce.tables import (
+    Column,
     Printed,
+    _TableLoader,
     compare,
+    decimals,
     expand_names,
     list_tables,
     load_table,
     method_arguments,
     parse_table,
     parse_yaml,
+    printed_text,
     static_cell,
+    why_no_run,
 )
 
 
@@ -230,3 +237,42 @@ def test_a_papers_name_stands_for_all_of_its_tables():
     expanded = expand_names(["hmq"])
     assert "hmq/table1" in expanded and "hmq/table4" in expanded and len(set(expanded)) == len(expanded)
     assert expand_names(["nothing/here"]) == ["nothing/here"]
+
+
+@pytest.mark.parametrize(
+    "methods, paper, reason",
+    [
+        (["HMQ (mixed)", "HAQ"], "hmq", "no run is set up yet"),
+        (["HAQ", "HMQ"], "hmq", "of HAQ, which the paper compares with"),
+        (["INV-V2 4 bit", "INV"], "inv_v2", "the paper's code is not written yet"),
+        (["INV", "INV-V2"], "inv_v2", "of INV, which the paper compares with"),
+        (["min-max", "ACIQ"], "notes", "the paper's code is not written yet"),  # no row bears the folder's name
+    ],
+)
+def test_why_a_row_has_no_run(methods, paper, reason):
+    rows = [{"name": f"row{i}", "method": m, "model": "net", "published": None} for i, m in enumerate(methods)]
+    parsed = parse_table(table(rows=rows), paper, "invented")
+    assert why_no_run(parsed, parsed.rows[0]) == reason
+
+
+def test_digits_are_kept_as_printed():
+    text = "{a: 26.80, b: 8, c: 1.2e3, d: null, e: 4 MP, f: -.50}"
+    read = parse_yaml(text, "text", _TableLoader)
+    assert [printed_text(value) for value in read.values()] == ["26.80", "8", "1.2e3", "-", "4 MP", "-.50"]
+    assert [decimals(read[name]) for name in "abcf"] == [2, 0, -2, 2]
+    assert read["a"] == 26.8
+    assert json.dumps(read["a"]) == "26.8"
+    assert type(parse_yaml(text, "text")["a"]) is float
+
+
+def test_a_row_changes_the_kind_of_a_column_and_nothing_else():
+    columns = {"wcr": {"kind": "trained", "formula": "ratio", "rounding": "cut", "residual": 0.01, "unit": "x"}}
+    rows = row(columns={"wcr": "static"})
+    parsed = parse_table(table(columns=columns, **rows), "hmq", "invented")
+    changed = parsed.rows[0].columns["wcr"]
+    assert changed == Column("wcr", "static", "ratio", unit="x", rounding="cut", residual=0.01)
+    assert parsed.columns["wcr"].kind == "trained"
+
+
+def test_a_formula_has_its_columns_name_unless_it_is_given():
+    assert parse_table(table(), "hmq", "invented").columns["acr"].formula == "acr"
