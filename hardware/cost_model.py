@@ -9,6 +9,8 @@ from typing import NamedTuple
 from common.bit_policy import FLOAT, BitPolicy, Bits, GroupBits, LayerBits
 from common.errors import UserError
 from common.graph import Layer
+from hardware.bit_serial import BitSerialMachine
+from hardware.spatial import SpatialMachine
 
 MAX_WIDTH = 8  # widths of a cost table: 1..8
 
@@ -51,6 +53,7 @@ class CostModel:
         kernel_wise: whether output channels may have weights of different widths.
         slow: worth a cache on disk.
         constants: what it rests on.
+        machine: of hardware.roofline; None where there is no roofline.
     """
 
     name: str
@@ -65,6 +68,7 @@ class CostModel:
     kernel_wise: bool = False
     slow: bool = False
     constants: tuple[Constant, ...] = ()
+    machine: BitSerialMachine | SpatialMachine | None = None
 
     def counted(self, layers: Sequence[Layer]) -> tuple[bool, ...]:
         """Which layers are in the total."""

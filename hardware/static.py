@@ -112,7 +112,8 @@ def multi_bit_counts(layers: Iterable[Layer], planes: int) -> MultiBitCounts:
 
 def relu_outputs(network: Network) -> dict[str, int]:
     """Elements of one image per output of a ReLU or ReLU6: what DQ counts as activations."""
-    return {site.name: site.num_elements for site in network.sites if site.operator in ("relu", "relu6")}
+    tensors = [site for site in network.sites if site.kind == "tensor"]
+    return {site.name: site.num_elements for site in tensors if site.operator in ("relu", "relu6")}
 
 
 def layer_outputs(network: Network) -> dict[str, int]:

@@ -70,6 +70,7 @@ def _bit_serial(name: str, machine: bit_serial.BitSerialMachine, fast: bool, wha
         counts_last=False,
         kernel_wise=not fast,
         constants=tuple(Constant(*row) for row in bit_serial.CONSTANTS[machine.name]),
+        machine=machine,
     )
 
 
@@ -90,6 +91,7 @@ def _spatial_latency(name: str, search: bool) -> CostModel:
         function=latency,
         slow=search,
         constants=tuple(Constant(*row) for row in spatial.CONSTANTS["latency"]),
+        machine=machine,
     )
 
 
@@ -107,6 +109,7 @@ def _spatial_energy(name: str) -> CostModel:
         description="bit-composable 8x8 array (BitFusion), two fitted constants, per image, all layers",
         function=energy,
         constants=tuple(Constant(*row) for row in spatial.CONSTANTS["energy"]),
+        machine=machine,
     )
 
 
