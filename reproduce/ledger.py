@@ -110,14 +110,24 @@ def stale_reason(table: Table, row: Row, record: Mapping[str, Any]) -> str:
     return f"changed since: {' and '.join(reasons)}" if reasons else ""
 
 
+# What writes down a run and does not shape it; the record itself tells that the packed file gives the network's logits.
+_WRITERS = frozenset(
+    {("common.callbacks.save_packed", "SavePacked"), ("common.callbacks.policy_logger", "PolicyLogger")}
+)
+_MODELS, _DATA_SETS = ("common.models.registry", "_OWN"), ("data", "DATA_SETS")
+
+
 def run_code_hash(settings: Settings) -> str:
-    """Hash of the code of a run's method and data set, and of the cost models where the run has a constraint."""
-    from data import DATA_SETS
+    """Hash of the code that a run rests on: its method, network and data, and cost models where it has a constraint."""
     from reproduce.code_hash import code_hash
 
-    data_modules = [DATA_SETS[settings.data_name].__module__] if settings.data_name in DATA_SETS else []
-    without = ("hardware",) if settings.model.get("constraint") is None else ()
-    return code_hash(f"methods.{settings.folder}", *data_modules, without=without)
+    return code_hash(
+        (f"methods.{settings.folder}", "METHOD"),
+        _DATA_SETS,
+        without=("hardware",) if settings.model.get("constraint") is None else (),
+        passed_over=_WRITERS,
+        entries={_MODELS: (settings.model.get("model"),), _DATA_SETS: (settings.data_name,)},
+    )
 
 
 def versions() -> dict[str, str]:
