@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from common.command_line import Parser
 from common.errors import UserError
 from reproduce import ledger
@@ -259,6 +261,7 @@ def main(arguments: Sequence[str]) -> int:
     tables = [load_table(name) for name in expand_names(options.tables) or list_tables()]
     if not tables:
         raise UserError("there are no tables in methods/*/tables")
+    torch.set_num_threads(1)  # static cells send one image through each network: more threads wait for each other
     if options.check_static:
         from reproduce import static_check
 

@@ -28,7 +28,7 @@ def num_weights(model: str) -> int:
 @cache
 def _sizes(model: str) -> tuple[int, dict[str, int]]:
     network = build_model(model).eval()
-    example = torch.zeros(2, *model_info(model).input_shape)
+    example = torch.zeros(1, *model_info(model).input_shape)
     traced = trace(network, example)
     sites = activation_outputs(find_sites(traced, example), traced)
     return sum(layer.num_weights for layer in layer_table(traced, example)), {s.name: s.num_elements for s in sites}
