@@ -145,10 +145,9 @@ def _about(table: Table) -> str:
     sentences += [table.caption, f"Data: {table.dataset}."]
     if table.counted:
         sentences.append(f"Counted: {', '.join(_counted(name, what) for name, what in table.counted.items())}.")
-    for column in table.columns.values():
-        if column.kind == "static" and column.rounding == "cut":
-            sentences.append(f"{column.name} is printed cut off, not rounded.")
-    sentences += [f"{name}: {text}" for name, text in table.notes.items()]
+    if cut := [column.name for column in table.columns.values() if column.rounding == "cut"]:
+        sentences.append(f"Printed cut off, not rounded: {', '.join(cut)}.")
+    sentences += [f"{name}: {str(text).rstrip('.')}." for name, text in table.notes.items()]
     if not has_code(table.paper):
         sentences.append("Tables only so far: the paper's code is not written yet.")
     return " ".join(" ".join(str(sentence).split()) for sentence in sentences)

@@ -13,14 +13,14 @@ methods/<paper>/tables/<table>.yaml holds
       latency: {kind: static, formula: latency, unit: ms, inputs: {target: bismo-edge}, residual: 0.035, fitted: true}
       wcr: {kind: static, rounding: cut}                 # formula: the column's name where none is given
     counted: {first_layer: true, last_layer: true, biases: false}
-    notes: {latency: text}                               # a column's: reason of differences in any of its cells
+    notes: {latency: text}                               # what holds for the cells of a column
     rows:
       - name: resnet50_wcr8
         method: HMQ                                      # as the paper names it
         model: ResNet-50
         published: {bits: 4/8 mixed, top1: 75.10}        # digits as printed; null: "-"; `published: null`: our own row
         tolerance: {top1: 0.3}
-        notes: {wcr: reason of a difference}             # per column
+        notes: {wcr: reason of a difference}             # per column; a cell that differs needs one of its own
         inputs: {size_mb: 6.3, layers: [conv1, fc]}      # of this row's static formulas
         columns: {wcr: trained}                          # kinds that differ from the table's
         run: {config: imagenet.yaml, model: resnet50, target_wcr: 8.0}
@@ -492,7 +492,9 @@ def static_cell(table: Table, row: Row, column: Column) -> StaticCell | None:
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     verdict, reason = compare(value, printed, column.rounding, column.residual, column.fitted)
-    note = row.notes.get(column.name) or (table.notes.get(column.name) if verdict not in ("equal", "") else None)
+    note = row.notes.get(column.name)
+    if note is None and verdict in ("within residual", "fitted"):
+        note = table.notes.get(column.name)
     reason = "; ".join(text for text in (reason, note) if text)
     return StaticCell(value, verdict, reason, value / printed - 1 if printed else None)
 

@@ -88,7 +88,7 @@ rows:
     published: {bits: 8, size: 0.9, latency: 20, energy: 24}
     columns: {latency: given}
     inputs: {bits: 8, ms: 20}
-    notes: {size: misprint}
+    notes: {size: misprint, energy: of another unit}
 """
 
 

@@ -41,7 +41,7 @@ def test_every_static_cell_gets_its_verdict(write_table):
         ("inv_4bit", "energy"): ("within residual", "stated residual 2 %; off by 1"),
         ("other_8bit", "size"): ("differs", "misprint"),
         ("other_8bit", "latency"): ("input", ""),
-        ("other_8bit", "energy"): ("differs", "off by 1"),
+        ("other_8bit", "energy"): ("differs", "of another unit"),
     }
 
 
@@ -57,16 +57,22 @@ def test_the_cells_are_printed_with_digits_unit_and_residual(check):
         "              energy [mJ]   11.9     12.08     +1.51 %   within residual  stated residual 2 %; off by 1",
         "  other_8bit  size [KB]     0.9      1         +11.11 %  differs          misprint",
         "              latency [ms]  20       -                   input",
-        "              energy [mJ]   24       20        -16.67 %  differs          off by 1",
+        "              energy [mJ]   24       20        -16.67 %  differs          of another unit",
         "",
         "7 static cells: 2 equal, 1 within residual, 1 fitted, 1 input, 2 differs",
     ]
 
 
 def test_a_difference_without_a_reason_is_an_error(check, write_table):
-    write_table("notes: {size: misprint}", "")
+    write_table("notes: {size: misprint, energy: of another unit}", "")
     status, _, err = check()
-    assert (status, err) == (1, ["inv/one other_8bit size: computed 1, printed 0.9: no reason given"])
+    assert (status, err) == (
+        1,
+        [
+            "inv/one other_8bit size: computed 1, printed 0.9: no reason given",
+            "inv/one other_8bit energy: computed 20, printed 24: no reason given",  # the column's note is none
+        ],
+    )
     assert check("--update")[0] == 1
 
 
@@ -85,10 +91,10 @@ def test_recorded_verdicts_may_get_better_and_not_worse(check, write_table):
         1,
         ["inv/one float size: computed 4, printed 4.01: recorded as 'equal', now 'differs', no reason given"],
     )
-    write_table("energy: 11.9", "energy: 11.0")
+    write_table("latency: 12.1", "latency: 9.1")
     assert check()[::2] == (
         1,
-        ["inv/one inv_4bit energy: computed 12.08, printed 11.0: recorded as 'within residual', now 'differs'"],
+        ["inv/one inv_4bit latency: computed 12.08, printed 9.1: recorded as 'fitted', now 'differs', no reason given"],
     )
 
 
@@ -218,7 +224,9 @@ rows:
 
 def test_rendered_with_units_digits_verdicts_and_that_there_is_no_code(write_table):
     text = render._table(load_table("inv/one"))
-    assert "Invented 2031, table 1. Sizes. Data: imagenet. energy is printed cut off, not rounded." in text
+    assert (
+        "Invented 2031, table 1. Sizes. Data: imagenet. Printed cut off, not rounded: energy. energy: off by 1." in text
+    )
     assert "Tables only so far: the paper's code is not written yet." in text
     assert "| row | method | network | bits | top1 [%] published | top1 [%] ours | size [KB] published |" in text
     line = next(line for line in text.splitlines() if line.startswith("| inv_4bit "))
@@ -229,4 +237,4 @@ def test_rendered_with_units_digits_verdicts_and_that_there_is_no_code(write_tab
     )
     line = next(line for line in text.splitlines() if line.startswith("| other_8bit "))
     assert "| 20 | - | 24 | 20 |" in line
-    assert "differs: size (misprint); input: latency; differs: energy (off by 1)" in line
+    assert "differs: size (misprint); input: latency; differs: energy (of another unit)" in line
