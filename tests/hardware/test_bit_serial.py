@@ -273,6 +273,11 @@ def test_map_of_one_position_is_a_linear_layer():
         assert cycles(BISMO_CLOUD, layer(module, *shape), 3, 5) == cycles(BISMO_CLOUD, linear, 3, 5)
 
 
+def test_depthwise_layer_on_one_position_streams_its_weights():
+    each = layer(nn.Conv2d(16, 16, 3, padding=1, groups=16), 16, 1, 1)
+    assert cycles(BISMO_CLOUD, each, 1, 1) == 16 * 16  # 16 rows of weights for each of 16 images
+
+
 @pytest.mark.parametrize("channels, row_cycles", [(24, 1), (32, 1), (33, 2), (224, 7), (256, 8), (320, 16)])
 def test_edge_fetches_short_rows_in_words_of_32_bits(channels, row_cycles):
     each = layer(nn.Conv2d(channels, 8, 1), channels, 2, 4)  # one tile; at 1/1 bits its fetch is all there is
@@ -289,6 +294,8 @@ def test_second_edge_constant_holds_for_pointwise_activations_only():
     assert (cycles(BISMO_EDGE, pointwise, 8, 1), cycles(BISMO_EDGE_TWO, pointwise, 8, 1)) == (512 + 448, 512 + 224)
     depthwise = layer(nn.Conv2d(8, 8, 3, padding=1, groups=8), 8, 2, 4)
     assert cycles(BISMO_EDGE, depthwise, 3, 8) == cycles(BISMO_EDGE_TWO, depthwise, 3, 8)
+    odd = layer(nn.Conv2d(160, 8, 1), 160, 3, 3)  # 9 rows of 5 words at 2.5 cycles, 7 planes: 157.5
+    assert cycles(BISMO_EDGE_TWO, odd, 1, 7) == 158
 
 
 # A width per output channel
@@ -303,6 +310,25 @@ def test_kernel_wise_widths_by_hand():
     mixed = [8, 2] * 16  # both groups run at 8 bits unless sorted: e = 64, 64; fw = 128, 128; rows 128 + 128 - 8
     assert cycles(BISMO_CLOUD, each, mixed, 8, sort_channels=False) == 16 * 256 + 16 * 7
     assert cycles(BISMO_CLOUD, each, mixed, 8) == cycles(BISMO_CLOUD, each, sorted_widths, 8)
+
+
+def test_pipelines_fill_and_drain_at_the_widest_group():
+    each = layer(nn.Conv2d(256, 32, 1), 256, 4, 8)  # two row tiles, a = 1: weights max(32, 4) + max(128, 16) + 8
+    assert cycles(BISMO_CLOUD, each, [2] * 16 + [8] * 16, 1, sort_channels=False) == 16 * 168 + 16 * 7
+
+
+def test_groups_that_share_a_product_are_sorted_by_their_widest_channel():
+    depthwise = layer(
+        nn.Conv2d(32, 32, 3, padding=1, groups=32), 32, 4, 4
+    )  # at a = 1 the weights' fetch is the longest
+    assert cycles(BISMO_CLOUD, depthwise, [8, 1] * 16, 1, sort_channels=False) == 2 * (16 * 128 + 16 * 7)
+    assert cycles(BISMO_CLOUD, depthwise, [8, 1] * 16, 1) == 16 * 128 + 16 * 7 + 16 * 16
+    grouped = layer(nn.Conv2d(32, 32, 3, padding=1, groups=8), 32, 4, 4)
+    for widths in (
+        [8, 1, 1, 1, 1, 1, 1, 1] * 4,
+        ([8] + [1] * 7) * 2 + [8, 1, 1, 1] * 2 + [1] * 8,
+    ):  # 4 groups with an 8
+        assert cycles(BISMO_CLOUD, grouped, widths, 1) == 16 * 128 + 16 * 7 + 16 * 16
 
 
 def test_linear_layer_fetches_each_channel_at_its_width():

@@ -160,6 +160,12 @@ def test_tokens_are_positions_by_hand():
         assert cycles_search(BITFUSION, each, w, a) == cycles_search(BITFUSION, pixels, w, a)
 
 
+def test_search_moves_outputs_in_columns_of_8_by_hand():
+    each = layer(nn.Linear(16, 12), 10, 16)
+    outputs = 10 * 16 * 32
+    assert cycles_search(BITFUSION, each, 8, 8) == 40 + (160 * 8 + 192 * 8 + outputs) // 128 + outputs // 128
+
+
 def test_several_calls_add_up():
     class Twice(nn.Module):
         def __init__(self):
