@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
 import time
 from collections import deque
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +46,19 @@ class AtomicCheckpoint(Checkpoint):
 
 
 class RunStatistics(Callback):
-    """Wall time over all resumes, step times, the mode of batch norm, and HMQ's repair log.
+    """Wall time over all resumes, step times, and the mode of batch norm.
 
     Attributes:
         batch_norm_training: whether batch norms used batch statistics in the latest step; None without batch norm.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self) -> None:
         self.wall_time_s = 0.0
         self.step_times_s: deque[float] = deque(maxlen=_KEPT_STEPS)
         self.batch_norm_training: bool | None = None
         self.resumed_at: list[int] = []
         self._begun = self._last = self._told = 0.0
         self._previous_end: float | None = None
-        self._repair_saved = False
 
     @property
     def step_time_ms(self) -> float | None:
@@ -82,8 +78,6 @@ class RunStatistics(Callback):
         if self._previous_end is not None:
             self.step_times_s.append(now - self._previous_end)
         self._previous_end, self.wall_time_s = now, now - self._begun
-        if trainer.is_global_zero:
-            self._save_repair(pl_module)
         norms = [module for module in pl_module.modules() if isinstance(module, _BatchNorm)]
         self.batch_norm_training = all(module.training for module in norms) if norms else None
         if trainer.is_global_zero and not sys.stderr.isatty() and now - self._told > 30:
@@ -99,17 +93,6 @@ class RunStatistics(Callback):
                 f"  epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {self.wall_time_s:.0f} s{shown}",
                 flush=True,
             )
-
-    def _save_repair(self, pl_module: Any) -> None:
-        # On disk, because a run that is resumed after the repair does not repeat it.
-        log = getattr(pl_module, "repair_log", None)
-        if log and not self._repair_saved:
-            (self.folder / "repair.json").write_text(json.dumps([asdict(change) for change in log], indent=1) + "\n")
-            self._repair_saved = True
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if trainer.is_global_zero:
-            self._save_repair(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         return {

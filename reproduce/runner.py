@@ -291,7 +291,7 @@ def _recorded_overrides(table: Table, row: Row, options: Options) -> dict[str, A
 
 
 def _trainer(folder: Path, settings: Settings, options: Options) -> tuple[pl.Trainer, RunStatistics]:
-    statistics = RunStatistics(folder)
+    statistics = RunStatistics()
     callbacks: list[Callback] = [statistics, AtomicCheckpoint(folder / "checkpoints", options.checkpoint_every)]
     given = {
         "num_sanity_val_steps": 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ class PolicyLogger(Callback):
     They go to the trainer's logger (TensorBoard) and, as one JSON object a line, to `history.jsonl` in `folder`, from
     which the plots of bit-widths and compression over training are drawn. A module's `schedule_state()` adds its own
     numbers (targets, temperature, expected rate). Lines after a resumed step are written again, so that the file holds
-    each step once.
+    each step once. What a budget repair changed (the module's `repair_log`) is printed and written to `repair.json`, at
+    once, because a run that is resumed later does not repeat it.
     """
 
     def __init__(self, every_n_steps: int = 50, folder: str | None = None) -> None:
@@ -25,6 +27,7 @@ class PolicyLogger(Callback):
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
         self.every_n_steps, self.folder = every_n_steps, folder
         self._path = Path()
+        self._repair_saved = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         # On every rank: `trainer.log_dir` is a collective operation.
@@ -38,9 +41,25 @@ class PolicyLogger(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._save_repair(pl_module)
         step = pl_module.step - 1  # of the batch that has just ended
         if step % self.every_n_steps == 0 or pl_module.step == pl_module.total_steps:
             self._log(trainer, pl_module, step)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._save_repair(pl_module)
+
+    @rank_zero_only
+    def _save_repair(self, pl_module: Any) -> None:
+        changes = getattr(pl_module, "repair_log", None)
+        if not changes or self._repair_saved:
+            return
+        self._repair_saved = True
+        path = self._path.with_name("repair.json")
+        path.write_text(json.dumps([asdict(change) for change in changes], indent=1) + "\n")
+        moves = ", ".join(f"{change.site} {change.before} -> {change.after}" for change in changes[:4])
+        more = f" and {len(changes) - 4} more ({path})" if len(changes) > 4 else ""
+        print(f"budget repair before step {pl_module.step - 1}: {moves}{more}", flush=True)
 
     @rank_zero_only
     def _log(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:

@@ -1,6 +1,7 @@
 """HMQ under a cost model's limit instead of a weight compression target."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def cost_of_file(path, target):
         ("bitops<=20M", "bitops", 20e6),
     ],
 )
-def test_the_written_policy_keeps_the_limit_and_nearly_reaches_it(fit, tmp_path, constraint, target, limit):
+def test_the_written_policy_keeps_the_limit_and_nearly_reaches_it(fit, tmp_path, capsys, constraint, target, limit):
     module = HMQ(**QUICK, constraint=constraint)
     fit(module, steps=12)
     cost = cost_of_file(tmp_path / "policy.json", target)
@@ -38,6 +39,10 @@ def test_the_written_policy_keeps_the_limit_and_nearly_reaches_it(fit, tmp_path,
     assert list(module.constraint_cost().values()) == [pytest.approx(cost)]
     assert module.repair_log  # twelve steps do not leave 8 bits: the repair did it, and says so
     assert {change.site for change in module.repair_log} <= set(module.weight_blocks)
+    (file,) = tmp_path.rglob("repair.json")
+    assert json.loads(file.read_text()) == [asdict(change) for change in module.repair_log]
+    first = module.repair_log[0]
+    assert f"budget repair before step 7: {first.site} {first.before} -> {first.after}" in capsys.readouterr().out
 
 
 def test_the_rate_is_reference_over_expected_cost():
