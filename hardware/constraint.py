@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -57,8 +58,8 @@ def parse_constraint(text: str) -> Constraint:
         limit = float(number) * units[unit] / units[model.unit]
     except ValueError:
         raise UserError(f"constraint {text!r}: {number!r} is no number") from None
-    if not limit > 0:
-        raise UserError(f"constraint {text!r}: the limit must be positive")
+    if not 0 < limit < math.inf:
+        raise UserError(f"constraint {text!r}: the limit must be positive and finite")
     return Constraint(text.strip(), model, limit)
 
 

@@ -24,7 +24,7 @@ class Constant(NamedTuple):
 
     Attributes:
         status: "published" (paper, data sheet, public configuration), "decoded" (read out of a published table),
-            "fitted" (to printed results) or "chosen" (ours).
+            "fitted" (to printed results), "chosen" (ours) or "measured" (a table of the user's).
     """
 
     name: str
@@ -84,8 +84,10 @@ class CostModel:
         widths = self._weight_widths(layer, weight)
         width = max(activation.bits) if isinstance(activation, GroupBits) else activation
         if not self.lowest <= width <= self.highest:
-            named = f"neither '{layer.name}.input' nor {layer.input_tensor!r}"
-            raise UserError(f"layer {layer.name!r} reads {_shown(width, f'names {named}')}; {self._range()}")
+            tensors = list(dict.fromkeys(read.names[-1] for read in layer.reads))
+            sources = ", ".join(tensors[:4]) + (", ..." if len(tensors) > 4 else "")
+            unnamed = f"names neither '{layer.name}.input' nor all of its sources ({sources})"
+            raise UserError(f"layer {layer.name!r} reads {_shown(width, unnamed)}; {self._range()}")
         return float(self.function(layer, widths, width))
 
     def network_cost(self, layers: Sequence[Layer], widths: Sequence[LayerBits]) -> NetworkCost:
@@ -111,17 +113,18 @@ class CostModel:
 
     def _weight_widths(self, layer: Layer, weight: Bits) -> int | tuple[int, ...]:
         if isinstance(weight, GroupBits):
+            channels = layer.out_channels if weight.axis == "out" else layer.in_channels // layer.groups
+            if sum(weight.groups) != channels:
+                raise UserError(
+                    f"layer {layer.name!r}: the policy groups {sum(weight.groups)} {weight.axis}put channels of its "
+                    f"weights; they have {channels}"
+                )
             if len(set(weight.bits)) == 1:
                 return self._weight_widths(layer, weight.bits[0])
             if not self.kernel_wise or weight.axis != "out":
                 raise UserError(
                     f"layer {layer.name!r}: {self.name} has no model of weights whose width varies along their "
                     f"{weight.axis}put channels"
-                )
-            if sum(weight.groups) != layer.out_channels:
-                raise UserError(
-                    f"layer {layer.name!r}: the policy groups {sum(weight.groups)} output channels; it has "
-                    f"{layer.out_channels}"
                 )
             if max(weight.bits) > self.highest:
                 raise UserError(f"layer {layer.name!r}: weights at {max(weight.bits)} bits; {self._range()}")

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -67,7 +68,8 @@ def cost_table(model: CostModel, layers: Sequence[Layer]) -> CostTable:
     """The cost table of a network, from memory, from the cache on disk (slow models), or computed.
 
     The cache is the folder `HARDWARE_CACHE`, or network-quantization/ in the user's cache folder; its entries are named
-    by the hash of layers, cost model and the code of this package.
+    by the hash of layers, cost model and the code of this package. Entries that are damaged are computed anew; a folder
+    that cannot be written is done without.
 
     Raises:
         UserError: a layer that the model cannot cost, by name.
@@ -82,20 +84,20 @@ def interpolated_cost(values: Tensor, weight_bits: Tensor, activation_bits: Tens
 
     Args:
         values: (layers, 8, 8), `CostTable.tensor()`.
-        weight_bits, activation_bits: (layers,), in 1..8; values beyond are clamped.
+        weight_bits, activation_bits: (layers,), in 1..8; values beyond are clamped, their gradient is 0.
 
     Returns:
-        scalar of the dtype of `weight_bits`.
+        scalar of the dtype of `weight_bits`; NaN where it rests on a pair that a measured table lacks.
     """
-    values = values.to(weight_bits.dtype)
-    w, a = weight_bits.clamp(1, MAX_WIDTH), activation_bits.to(weight_bits.dtype).clamp(1, MAX_WIDTH)
+    values = values.to(weight_bits)
+    w, a = _within_widths(weight_bits), _within_widths(activation_bits.to(weight_bits))
     i = w.detach().floor().clamp(max=MAX_WIDTH - 1).long()
     j = a.detach().floor().clamp(max=MAX_WIDTH - 1).long()
     u, v = w - i, a - j
     rows = torch.arange(len(w), device=w.device)
-    low = values[rows, i - 1, j - 1] * (1 - v) + values[rows, i - 1, j] * v
-    high = values[rows, i, j - 1] * (1 - v) + values[rows, i, j] * v
-    return (low * (1 - u) + high * u).sum()
+    low = _between(values[rows, i - 1, j - 1], values[rows, i - 1, j], v)
+    high = _between(values[rows, i, j - 1], values[rows, i, j], v)
+    return _between(low, high, u).sum()
 
 
 def expected_cost(values: Tensor, weight_probabilities: Tensor, activation_probabilities: Tensor) -> Tensor:
@@ -106,24 +108,38 @@ def expected_cost(values: Tensor, weight_probabilities: Tensor, activation_proba
         weight_probabilities, activation_probabilities: (layers, 8), rows sum to 1.
 
     Returns:
-        scalar of the dtype of the probabilities, differentiable in them.
+        scalar of the dtype of the probabilities, differentiable in them; NaN where a pair that a measured table lacks
+        has a probability above 0.
     """
-    p, q = weight_probabilities, activation_probabilities
-    return torch.einsum("lwa,lw,la->", values.to(p.dtype), p, q.to(p.dtype))
+    p = weight_probabilities
+    joint = p[:, :, None] * activation_probabilities.to(p)[:, None, :]
+    values = values.to(p)
+    return (torch.where(values.isnan() & (joint == 0), 0, values) * joint).sum()
+
+
+def _within_widths(bits: Tensor) -> Tensor:
+    """Clamped to 1..8, with gradient 1 at both ends too (torch.clamp has had 0, 0.5 and 1 there)."""
+    return torch.where((bits >= 1) & (bits <= MAX_WIDTH), bits, bits.detach().clamp(1, MAX_WIDTH))
+
+
+def _between(low: Tensor, high: Tensor, position: Tensor) -> Tensor:
+    """low at position 0, high at 1, and a straight line between them; at either end the other may be missing (NaN)."""
+    known_low = torch.where(low.isnan() & (position == 1), high, low)
+    known_high = torch.where(high.isnan() & (position == 0), low, high)
+    return known_low * (1 - position) + known_high * position
 
 
 @lru_cache(maxsize=32)
 def _table(model: CostModel, layers: tuple[Layer, ...]) -> CostTable:
-    path = _cache_file(model, layers) if model.slow else None
-    if path is not None and path.is_file():
-        values = np.load(path, allow_pickle=False)
+    if model.slow:
+        key = _key(model, layers)
+        path = _cache_folder() / f"{model.name}-{key.hex()[:16]}.bin".replace("/", "_")
+        values = _read_cache(path, key, len(layers))
+        if values is None:
+            values = _compute(model, layers)
+            _write_cache(path, key, values)
     else:
         values = _compute(model, layers)
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.npy")
-            np.save(temporary, values)
-            os.replace(temporary, path)
     values.flags.writeable = False
     return CostTable(model.name, model.unit, tuple(layer.name for layer in layers), values)
 
@@ -144,11 +160,36 @@ def _cost(model: CostModel, layer: Layer, weight_bits: int, activation_bits: int
         return math.nan
 
 
-def _cache_file(model: CostModel, layers: tuple[Layer, ...]) -> Path:
-    folder = os.environ.get("HARDWARE_CACHE")
-    if folder is None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "network-quantization"
-    digest = hashlib.sha256(repr((model.name, model.constants, layers)).encode())
+def _key(model: CostModel, layers: tuple[Layer, ...]) -> bytes:
+    """Hash of all that a table follows from."""
+    digest = hashlib.sha256(repr((model.name, model.machine, model.constants, layers)).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    return Path(folder) / f"{model.name}-{digest.hexdigest()[:16]}.npy"
+    return digest.digest()
+
+
+def _cache_folder() -> Path:
+    if folder := os.environ.get("HARDWARE_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "network-quantization"
+
+
+def _read_cache(path: Path, key: bytes, num_layers: int) -> np.ndarray | None:
+    """The table of an entry; None where there is none, or one that `_write_cache` did not write for this key."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    check, values = content[:32], content[32:]
+    if hashlib.sha256(key + values).digest() != check:
+        return None
+    return np.frombuffer(values, "<f8").reshape(num_layers, MAX_WIDTH, MAX_WIDTH).copy()
+
+
+def _write_cache(path: Path, key: bytes, values: np.ndarray) -> None:
+    content = values.astype("<f8").tobytes()
+    temporary = path.with_suffix(f".{os.getpid()}")
+    with suppress(OSError):  # a table that cannot be kept is still a table
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(hashlib.sha256(key + content).digest() + content)
+        os.replace(temporary, path)

@@ -52,13 +52,13 @@ def load_measured(path: str | Path) -> CostModel:
         unit=unit,
         description=f"measured, {len(measured)} pairs of widths of {len(names)} layers",
         function=cost,
-        constants=(Constant("measurements", len(measured), "", "published", str(path)),),
+        constants=(Constant("measurements", len(measured), "", "measured", str(path)),),
     )
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[tuple[str, int, int], float]]:
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
@@ -76,7 +76,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[tuple[str, int, int], float]
         except ValueError:
             raise UserError(f"{path}, line {number}: expected {','.join(COLUMNS)}, got {','.join(row)!r}") from None
         if not (0 < weight_bits <= MAX_WIDTH and 0 < activation_bits <= MAX_WIDTH and 0 <= value < math.inf):
-            raise UserError(f"{path}, line {number}: widths must lie in 1..{MAX_WIDTH}, the cost must not be negative")
+            raise UserError(f"{path}, line {number}: widths must lie in 1..{MAX_WIDTH}, the cost must be 0 or more")
         if (layer, weight_bits, activation_bits) in measured:
             raise UserError(f"{path}, line {number}: layer {layer!r} is there twice at these widths")
         measured[layer, weight_bits, activation_bits] = value

@@ -12,7 +12,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.errors import UserError
 from common.graph import Layer, Site, find_sites, layer_table, trace, uncounted_operators
+from common.graph.operators import CONSTANT
+from common.graph.view import GraphView
 from common.models import build_model, model_info
+
+# Functions that multiply activations and are no layer, beyond those that the layer table knows by name.
+_PRODUCTS = frozenset(
+    {
+        "scaled_dot_product_attention", "multi_head_attention_forward", "einsum", "tensordot", "mm", "mv", "addmm",
+        "addmv", "baddbmm", "addbmm", "inner", "dot", "vdot", "bilinear", "multi_dot", "chain_matmul", "cdist",
+        "convolution", "conv_transpose1d", "conv_transpose3d",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,7 @@ class Network:
         model: name, as the registry knows it.
         input_shape: (C, H, W) of one image.
         layers: every Conv2d and Linear in the order of first calls.
-        batch_norm_channels: channels of all batch norms together.
+        batch_norm_channels: channels of all batch norms that run, together.
         sites: every place that a bit policy can name.
     """
 
@@ -65,7 +76,7 @@ def network(model: str, input_shape: tuple[int, ...] | None = None, **model_args
         model_args: further arguments of the network, such as num_classes.
 
     Raises:
-        UserError: unknown name, unknown input size, an operator that has no place in a layer table.
+        UserError: unknown name, unknown or impossible input size, an operator that has no place in a layer table.
     """
     return _network(model, tuple(input_shape) if input_shape else None, tuple(sorted(model_args.items())))
 
@@ -75,6 +86,8 @@ def _network(model: str, input_shape: tuple[int, ...] | None, model_args: tuple[
     shape = input_shape or model_info(model).input_shape
     if shape is None:
         raise UserError(f"{model} states no input size; give one (C, H, W)")
+    if min(shape) < 1:
+        raise UserError(f"{model}: input sizes must be at least 1, got {'x'.join(map(str, shape))}")
     with torch.random.fork_rng([]):
         module = build_model(model, **dict(model_args))
     return describe(model, module, tuple(shape))
@@ -94,16 +107,31 @@ def describe(model: str, module: nn.Module, input_shape: tuple[int, ...]) -> Net
             raise
         shape = "x".join(map(str, input_shape))
         raise UserError(f"{model} does not run on an input of {shape}: {str(error).splitlines()[0]}") from None
-    if uncounted := uncounted_operators(traced):
+    view = GraphView(traced)
+    if uncounted := uncounted_operators(traced) | _products(view):
         name, kind = next(iter(uncounted.items()))
         raise UserError(f"{model}: no cost model for {name!r} ({kind}); only Conv2d and Linear layers can be costed")
     layers = layer_table(traced, example)
     if not layers:
         raise UserError(f"{model} has no Conv2d or Linear layer")
+    if empty := [layer.name for layer in layers if not layer.num_weights]:
+        raise UserError(f"{model}: layer {empty[0]!r} has no weights")
+    modules = {traced.get_submodule(str(node.target)) for node in traced.graph.nodes if node.op == "call_module"}
     return Network(
         model=model,
         input_shape=tuple(input_shape),
         layers=layers,
-        batch_norm_channels=sum(m.num_features for m in traced.modules() if isinstance(m, _BatchNorm)),
+        batch_norm_channels=sum(m.num_features for m in modules if isinstance(m, _BatchNorm)),
         sites=find_sites(traced, example),
     )
+
+
+def _products(view: GraphView) -> dict[str, str]:
+    """Calls of `_PRODUCTS` on what depends on the network's input: node -> function."""
+    found = {}
+    for node in view.graph_module.graph.nodes:
+        if node.op in ("call_function", "call_method") and view.operator(node) != CONSTANT:
+            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+            if name in _PRODUCTS:
+                found[node.name] = name
+    return found

@@ -130,9 +130,11 @@ def activation_size(elements: Mapping[str, int], bits: float | Mapping[str, floa
         over: "max" or "sum".
 
     Raises:
-        UserError: another word.
+        UserError: another word; no tensor.
     """
     if over not in ("max", "sum"):
         raise UserError(f"activation memory is taken over max or sum, not {over!r}")
+    if not elements:
+        raise UserError("there is no activation whose memory could be taken")
     sizes = [n * (bits[name] if isinstance(bits, Mapping) else bits) / 8 for name, n in elements.items()]
     return max(sizes) if over == "max" else sum(sizes)
