@@ -101,6 +101,12 @@ def test_search_never_beats_the_closed_form(model):
             assert cycles_search(BITFUSION, each, w, a) >= cycles(BITFUSION, each, w, a)
 
 
+def test_search_fetches_weights_that_fit_the_buffer_before_it_computes():
+    each = layers_of("mobilenet_v2")[50]  # 960 x 320 weights: 3 bits each fit half the buffer, 4 do not
+    ratio = cycles_search(BITFUSION, each, 3, 1) / cycles_search(BITFUSION, each, 4, 1)
+    assert ratio == pytest.approx(1.22, abs=0.01)
+
+
 def test_uncached_search_of_mobilenet_v2_is_quick():
     layers = layers_of("mobilenet_v2")
     spatial._search.cache_clear()
