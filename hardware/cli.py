@@ -30,6 +30,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if options.target is None:
         raise UserError(f"name a target (--list shows them), as in {_EXAMPLE}")
+    if (options.policy is None) == (options.bits is None):
+        raise UserError("give either --bits W/A or --policy FILE")
     model = cost_model(options.target)
     policy = BitPolicy.load(options.policy) if options.policy else None
     measured_network = _network(options, policy)
@@ -74,6 +76,8 @@ def _network(options, policy: BitPolicy | None) -> Network:
     name = options.model or (policy.model if policy else None)
     if name is None:
         raise UserError(f"name a network with --model, as in {_EXAMPLE}")
+    if policy and policy.model != name:
+        raise UserError(f"{options.policy} is for model {policy.model!r}, not for {name!r}")
     shape = policy.input_shape if policy else None
     if options.input_shape:
         if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*){2}", options.input_shape):
@@ -81,6 +85,8 @@ def _network(options, policy: BitPolicy | None) -> Network:
         shape = tuple(int(n) for n in options.input_shape.split(","))
     if policy and shape != policy.input_shape:
         raise UserError(f"{options.policy} is for inputs of {policy.input_shape}, not {shape}")
+    if options.num_classes is not None and options.num_classes < 1:
+        raise UserError(f"--num-classes must be at least 1, got {options.num_classes}")
     arguments = {} if options.num_classes is None else {"num_classes": options.num_classes}
     found = network(name, shape, **arguments)
     if policy:
@@ -89,8 +95,6 @@ def _network(options, policy: BitPolicy | None) -> Network:
 
 
 def _widths(options, policy: BitPolicy | None, found: Network) -> list[LayerBits]:
-    if (policy is None) == (options.bits is None):
-        raise UserError("give either --bits W/A or --policy FILE")
     if policy is not None:
         if options.first_last_bits is not None:
             raise UserError("--first-last-bits goes with --bits; a policy says it itself")

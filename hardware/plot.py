@@ -15,9 +15,11 @@ from matplotlib.patches import Patch
 from common.bit_policy import Bits, GroupBits, LayerBits
 from common.errors import UserError
 from common.graph import Layer
+from hardware.bit_serial import BitSerialMachine
 from hardware.cost_model import CostModel, NetworkCost
 from hardware.network import Network
 from hardware.roofline import RooflinePoint, roofline
+from hardware.spatial import SpatialMachine
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart
 KIND_COLORS = {"conv": "#0072B2", "depthwise": "#009E73", "pointwise": "#E69F00", "linear": "#CC79A7"}
@@ -35,11 +37,11 @@ def plot_cost(
     """
     counted = [i for i, counts in enumerate(cost.counted) if counts]
     with matplotlib.rc_context(_STYLE):
-        rows = 2 if model.machine is not None else 1
+        rows = 2 if model.machine is not None and counted else 1
         figure = Figure(figsize=(10, 4.2 * rows), layout="constrained")
         axes = figure.subplots(rows, 1, squeeze=False)[:, 0]
         _bars(axes[0], network.layers, model, widths, cost, counted)
-        if model.machine is not None:
+        if rows == 2:
             _roofline(axes[1], [network.layers[i] for i in counted], model, [widths[i] for i in counted])
         figure.suptitle(f"{network.model} on {model.name}: {cost.total:.6g} {model.unit}".strip())
         try:
@@ -71,27 +73,52 @@ def _bars(
 def _roofline(axes: Axes, layers: Sequence[Layer], model: CostModel, widths: Sequence[LayerBits]) -> None:
     assert model.machine is not None
     points = [
-        roofline(model.machine, layer, round(_mean(bits.weight)) or 1, round(_mean(bits.activation)))
+        roofline(model.machine, layer, max(1, round(_mean(bits.weight))), round(_mean(bits.activation)))
         for layer, bits in zip(layers, widths, strict=True)
     ]
     for layer, point in zip(layers, points, strict=True):
         axes.plot(
             point.intensity, point.attainable / 1e9, BOUND_MARKERS[point.bound], color=KIND_COLORS[layer.kind], ms=6
         )
-    for peak in sorted({point.peak for point in points}):
-        axes.axhline(peak / 1e9, color="#222222", lw=0.8, ls="--")
+    slope = bandwidth(model.machine) / 1e9  # [GMAC/s] per [MAC/bit]
+    peaks = sorted({point.peak / 1e9 for point in points})
+    left, right = 0.7 * min(point.intensity for point in points), 1.4 * max(point.intensity for point in points)
+    ridge = peaks[-1] / slope
+    start = min(left, ridge / 2)
+    axes.plot([start, ridge], [start * slope, peaks[-1]], color="#222222", lw=0.8)
+    for peak in peaks:
+        axes.plot([peak / slope, max(right, 1.4 * ridge)], [peak, peak], color="#222222", lw=0.8, ls="--", alpha=0.5)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("intensity: MACs per bit moved")
     axes.set_ylabel("attainable [GMAC/s]")
-    axes.legend(handles=_bound_handles(points), title="bound by", loc="lower right")
+    axes.legend(handles=_handles(points, model.machine), loc="lower right")
 
 
-def _bound_handles(points: Sequence[RooflinePoint]) -> list[Line2D]:
+def bandwidth(machine: BitSerialMachine | SpatialMachine) -> float:
+    """Bits per second to and from memory, over all ports at once: the slanted roof is intensity x bandwidth.
+
+    A layer that keeps one of two ports busy, or fetches rows that it pads, stays under that roof.
+    """
+    if isinstance(machine, BitSerialMachine):
+        activations = min(machine.activation_row_cycles, machine.pointwise_row_cycles or machine.activation_row_cycles)
+        bits_per_cycle = machine.depth / activations + machine.depth / machine.weight_row_cycles
+    else:
+        bits_per_cycle = machine.memory_bits
+    return bits_per_cycle * machine.clock_mhz * 1e6
+
+
+def _handles(points: Sequence[RooflinePoint], machine: BitSerialMachine | SpatialMachine) -> list[Line2D]:
     bounds = [bound for bound in BOUND_MARKERS if any(point.bound == bound for point in points)]
-    style = {"ls": "", "color": "#555555"}
-    peak = Line2D([], [], color="#222222", lw=0.8, ls="--", label="peak at the layers' widths")
-    return [*(Line2D([], [], marker=BOUND_MARKERS[bound], label=bound, **style) for bound in bounds), peak]
+    line = {"color": "#222222", "lw": 0.8}
+    return [
+        *(
+            Line2D([], [], marker=BOUND_MARKERS[bound], label=f"bound by {bound}", ls="", color="#555555")
+            for bound in bounds
+        ),
+        Line2D([], [], ls="--", alpha=0.5, label="peak at the layers' widths", **line),
+        Line2D([], [], label=f"intensity x bandwidth ({bandwidth(machine) / 1e9:.3g} Gbit/s)", **line),
+    ]
 
 
 def _mean(bits: Bits) -> float:

@@ -68,7 +68,7 @@ def _bit_serial(name: str, machine: bit_serial.BitSerialMachine, fast: bool, wha
         function=latency,
         counts_first=False,
         counts_last=False,
-        kernel_wise=not fast,
+        kernel_wise=True,
         constants=tuple(Constant(*row) for row in bit_serial.CONSTANTS[machine.name]),
         machine=machine,
     )
