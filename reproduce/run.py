@@ -12,7 +12,7 @@ from typing import Any
 from common.command_line import Parser, is_user_error, one_line
 from common.errors import UserError
 from reproduce.cli import split_settings
-from reproduce.tables import Row, Table, expand_names, load_table, why_no_run
+from reproduce.tables import Row, Table, expand_names, has_code, load_table, why_no_run
 
 Job = tuple[Table, Row, int]
 
@@ -95,8 +95,9 @@ def _jobs(options: Any) -> list[Job]:
     jobs = [(table, row, seed) for table, row in selected if row.run for seed in _seeds(options.seeds, row)]
     if not jobs:
         paths = ", ".join(dict.fromkeys(table.path for table, _ in selected))
-        reasons = "; ".join(sorted({why_no_run(table, row) for table, row in selected}))
-        raise UserError(f"{paths}: no row has a run: {reasons}")
+        is_code = any(has_code(table.paper) for table, _ in selected)
+        reason = "compared methods' rows have none" if is_code else "the paper's code is not written yet"
+        raise UserError(f"{paths}: no row has a run: {reason}")
     return jobs
 
 

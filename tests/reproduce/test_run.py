@@ -218,8 +218,8 @@ def test_list_shows_the_rows_that_were_named(command):
     [
         (["inv/one", "--rows", "inv_4bit"], "inv/one row 'inv_4bit' has no run: the paper's code is not written yet"),
         (["inv/one", "--rows", "other_8bit"], "row 'other_8bit' has no run: of Other, which the paper compares with"),
-        (["inv/one"], "inv/one: no row has a run: of Other, which the paper compares with; of float, which the paper"),
-        (["inv"], "the paper's code is not written yet"),
+        (["inv/one"], "inv/one: no row has a run: the paper's code is not written yet"),
+        (["inv"], "inv/one: no row has a run: the paper's code is not written yet"),
     ],
 )
 def test_what_cannot_be_run_says_why(arguments, message, write_table, command):
