@@ -25,6 +25,9 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
     """Run a command; errors that the user caused become one line and status 2."""
     try:
         return command(arguments)
+    except BrokenPipeError:  # `... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         if not is_user_error(error):
             raise
@@ -33,9 +36,6 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def is_user_error(error: BaseException) -> bool:
