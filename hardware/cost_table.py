@@ -80,7 +80,7 @@ def cost_table(model: CostModel, layers: Sequence[Layer]) -> CostTable:
 def interpolated_cost(values: Tensor, weight_bits: Tensor, activation_bits: Tensor) -> Tensor:
     """Total cost at real widths by bilinear interpolation: equal to the table at integers, differentiable between them.
 
-    At an integer the gradient is that of the interval above (at 8: below).
+    At an integer the gradient is that of the interval above (at 8: below), or 0 if its far end was not measured.
 
     Args:
         values: (layers, 8, 8), `CostTable.tensor()`.
@@ -95,9 +95,14 @@ def interpolated_cost(values: Tensor, weight_bits: Tensor, activation_bits: Tens
     j = a.detach().floor().clamp(max=MAX_WIDTH - 1).long()
     u, v = w - i, a - j
     rows = torch.arange(len(w), device=w.device)
-    low = _between(values[rows, i - 1, j - 1], values[rows, i - 1, j], v)
-    high = _between(values[rows, i, j - 1], values[rows, i, j], v)
-    return _between(low, high, u).sum()
+    total = torch.zeros_like(w)
+    for x, p, other_x in ((i - 1, 1 - u, i), (i, u, i - 1)):
+        for y, q, other_y in ((j - 1, 1 - v, j), (j, v, j - 1)):
+            corner = values[rows, x, y]
+            # a corner that was not measured must not matter where its weight is 0, nor to the gradient there
+            spare = values[rows, torch.where(p == 0, other_x, x), torch.where(q == 0, other_y, y)]
+            total = total + torch.where(corner.isnan(), spare, corner) * p * q
+    return total.sum()
 
 
 def expected_cost(values: Tensor, weight_probabilities: Tensor, activation_probabilities: Tensor) -> Tensor:
@@ -120,13 +125,6 @@ def expected_cost(values: Tensor, weight_probabilities: Tensor, activation_proba
 def _within_widths(bits: Tensor) -> Tensor:
     """Clamped to 1..8, with gradient 1 at both ends too (torch.clamp has had 0, 0.5 and 1 there)."""
     return torch.where((bits >= 1) & (bits <= MAX_WIDTH), bits, bits.detach().clamp(1, MAX_WIDTH))
-
-
-def _between(low: Tensor, high: Tensor, position: Tensor) -> Tensor:
-    """low at position 0, high at 1, and a straight line between them; at either end the other may be missing (NaN)."""
-    known_low = torch.where(low.isnan() & (position == 1), high, low)
-    known_high = torch.where(high.isnan() & (position == 0), low, high)
-    return known_low * (1 - position) + known_high * position
 
 
 @lru_cache(maxsize=32)

@@ -111,11 +111,11 @@ def describe(model: str, module: nn.Module, input_shape: tuple[int, ...]) -> Net
     if uncounted := uncounted_operators(traced) | _products(view):
         name, kind = next(iter(uncounted.items()))
         raise UserError(f"{model}: no cost model for {name!r} ({kind}); only Conv2d and Linear layers can be costed")
+    if empty := [name for name in view.layer_calls() if not traced.get_parameter(f"{name}.weight").numel()]:
+        raise UserError(f"{model}: layer {empty[0]!r} has no weights")
     layers = layer_table(traced, example)
     if not layers:
         raise UserError(f"{model} has no Conv2d or Linear layer")
-    if empty := [layer.name for layer in layers if not layer.num_weights]:
-        raise UserError(f"{model}: layer {empty[0]!r} has no weights")
     modules = {traced.get_submodule(str(node.target)) for node in traced.graph.nodes if node.op == "call_module"}
     return Network(
         model=model,
