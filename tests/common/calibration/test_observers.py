@@ -1,4 +1,4 @@
-"""Observers: ranges by the book, golden numbers of the lecture, and that batches may come in any order and from anywhere."""
+"""Observers: ranges by the book, golden numbers of the lecture; batches may come in any order and from anywhere."""
 
 import copy
 import os
