@@ -133,8 +133,7 @@ class UniformQuantizer(Quantizer, ABC):
     def __init__(self, bit_width: int, signed: bool, channels: int | None = None, narrow: bool = False) -> None:
         super().__init__()
         check_width(type(self), bit_width, signed)
-        if channels is not None and not self.traits.per_channel:
-            raise ValueError(f"channels={channels}: {type(self).__name__} has one scale per tensor")
+        check_channels(type(self), channels)
         self.signed, self.channels, self.narrow = signed, channels, narrow
         self.register_buffer("bit_width", torch.tensor(bit_width))
         self.register_buffer("quant_min", torch.tensor(0.0))
@@ -162,6 +161,15 @@ class UniformQuantizer(Quantizer, ABC):
         plain.quant_min.copy_(self.quant_min)
         plain.quant_max.copy_(self.quant_max)
         return plain
+
+
+def check_channels(kind: type[Quantizer], channels: int | None) -> None:
+    """
+    Raises:
+        ValueError: channels are given, and `kind` has one scale per tensor.
+    """
+    if channels is not None and not kind.traits.per_channel:
+        raise ValueError(f"channels={channels}: {kind.__name__} has one scale per tensor")
 
 
 class OffsetQuantizer(Quantizer):
