@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from common.command_line import Parser
 from common.errors import UserError
-from reproduce import ledger
-from reproduce.show import Cell, accuracy_drop, cells, format_value, heading
+from reproduce import ledger, static_check
+from reproduce.show import Cell, accuracy_drop, cells, format_value, heading, static_cells
 from reproduce.tables import ROOT, Row, Table, has_code, list_tables, load_table, printed_text
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -29,7 +30,24 @@ were fitted to this column, so that agreement tests nothing), `input` (given to 
 
 def results() -> str:
     """The text of RESULTS.md."""
-    return "\n".join([HEAD, *(_table(load_table(name)) for name in list_tables())])
+    return "\n".join([HEAD, overview(), *(_table(load_table(name)) for name in list_tables())])
+
+
+def overview() -> str:
+    """A line per paper: tables, rows, rows that were measured, and the verdicts of its computed cells."""
+    verdicts = list(static_check.RANK)
+    header = ["paper", "tables", "rows", "measured rows", "computed cells", *verdicts]
+    lines = [_line(header), _line(["---"] * len(header))]
+    papers: dict[str, list[Table]] = {}
+    for name in list_tables():
+        papers.setdefault(name.partition("/")[0], []).append(load_table(name))
+    for paper, tables in papers.items():
+        counts = Counter(c.verdict for table in tables for c in static_cells(table) if c.verdict)
+        rows = [(table, row) for table in tables for row in table.rows]
+        measured = sum(bool(ledger.records_of(table, row, rehearsed=False)) for table, row in rows if row.run)
+        numbers = (len(tables), len(rows), measured, counts.total(), *(counts[verdict] for verdict in verdicts))
+        lines.append(_line([f"[{paper}](methods/{paper}/README.md)", *map(str, numbers)]))
+    return "\n".join(lines) + "\n"
 
 
 def block() -> str:
@@ -71,6 +89,11 @@ def block() -> str:
     return "\n".join(lines) + "\n" if len(lines) > 2 else "No row has been measured yet.\n"
 
 
+def computed() -> str:
+    """One line: how the cells that need no training compare with the print."""
+    return f"{static_check.summary([c for name in list_tables() for c in static_cells(load_table(name))])}.\n"
+
+
 def command(table: Table, row: Row) -> str:
     """What produces a row."""
     return f"python -m reproduce run {table.path} --rows {row.name}"
@@ -96,7 +119,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted = {ROOT / "RESULTS.md": results()}
     readme = ROOT / "README.md"
     if readme.is_file():
-        wanted[readme] = replaced(readme.read_text(), block())
+        wanted[readme] = replaced(readme.read_text(), f"{block()}\n{computed()}")
     old = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
     for path in old:
         if options.check:

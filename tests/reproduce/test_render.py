@@ -45,3 +45,15 @@ def test_the_block_is_replaced_between_its_markers():
     assert render.replaced(text, "new\n") == "a\n<!-- results -->\nnew\n<!-- /results -->\nb\n"
     with pytest.raises(UserError, match="no block between"):
         render.replaced("a\n<!-- results -->\n", "new\n")
+
+
+def test_the_overview_counts_rows_and_verdicts(folders, monkeypatch):
+    monkeypatch.setattr(render, "list_tables", lambda: ["hmq/table1", "hmq/table2b", "sat/table1"])
+    write(folders[0], "hmq_wcr16_acr4", 0)  # of another table
+    lines = render.overview().splitlines()
+    assert lines[0].startswith("| paper | tables | rows | measured rows | computed cells | equal | within residual |")
+    assert lines[2:] == [
+        "| [hmq](methods/hmq/README.md) | 2 | 21 | 0 | 14 | 8 | 0 | 0 | 2 | 4 |",
+        "| [sat](methods/sat/README.md) | 1 | 28 | 0 | 0 | 0 | 0 | 0 | 0 | 0 |",
+    ]
+    assert render.computed().startswith("14 static cells: 8 equal, ")
