@@ -33,7 +33,7 @@ def sign_ste(x: Tensor, bound: float | None = 1.0) -> Tensor:
 
 
 def _sign_ste(x: Tensor, bound: float | None) -> Tensor:
-    return straight_through(sign(x), x if bound is None else torch.where(x.abs() <= bound, x, 0.0))
+    return straight_through(sign(x), x, None if bound is None else x.detach().abs() <= bound)
 
 
 def hard_sigmoid(x: Tensor) -> Tensor:
@@ -93,10 +93,11 @@ def bwn(weight: Tensor, scale: Tensor, gradient: str = "ste") -> Tensor:
     """
     if gradient not in GRADIENTS:
         raise ValueError(f"gradient must be one of {GRADIENTS}, got {gradient!r}")
+    value = scale * sign(weight)
     if gradient == "ste":
-        return straight_through(scale * sign(weight), weight)
-    factor = scale.numel() / weight.numel() + torch.where(weight.abs() <= 1, scale, 0.0)
-    return straight_through(scale * sign(weight), weight * factor.detach())
+        return straight_through(value, weight)
+    slope = torch.where(weight.detach().abs() <= 1, scale, 0.0) + scale.numel() / weight.numel()
+    return straight_through(value, weight, slope)
 
 
 def activation_scale(
@@ -240,7 +241,7 @@ class BWN(PlanesQuantizer):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             self.calibrate(x)
-        return bwn(x, self.scales.reshape(-1, *[1] * (x.dim() - 1)).to(x.dtype), self.gradient)
+        return bwn(x, self.per_group(self.scales, x).to(x.dtype), self.gradient)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, max_abs: float | None = None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from common.quantizers.levels import LevelsEncoding
 from common.quantizers.modules import Quantizer, Traits
-from common.quantizers.planes import check_width, nearest_codes
+from common.quantizers.planes import check_width, nearest_codes, straight_through
 from common.random import counter_uniform
 
 STARTS = ("linear", "density", "random")
@@ -148,7 +148,8 @@ class KMeansQuantizer(Quantizer):
     def forward(self, x: Tensor) -> Tensor:
         if self.fixed:
             return shared_weights(self.centroids, self.codes).to(x.dtype)
-        return shared_weights(self.centroids, self._nearest(x)).to(x.dtype) + (x - x.detach())
+        value = shared_weights(self.centroids, self._nearest(x)).to(x.dtype)
+        return value + straight_through(torch.zeros_like(x), x)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, max_abs: float | None = None) -> None:

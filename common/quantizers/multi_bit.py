@@ -20,10 +20,11 @@ from common.quantizers.planes import (
     PlanesEncoding,
     PlanesQuantizer,
     check_width,
-    code_signs,
     nearest_codes,
+    nearest_levels,
     plane_levels,
     plane_scales,
+    refitted_scales,
     sign_codes,
     straight_through,
 )
@@ -54,8 +55,7 @@ def lloyd_scales(x: Tensor, scales: Tensor) -> Tensor:
     Returns:
         (G, M), none negative: a plane is flipped where the fit asks for it.
     """
-    codes = nearest_codes(x, plane_levels(scales))
-    return plane_scales(x, code_signs(codes, scales.shape[1], dtype=x.dtype)).abs()
+    return refitted_scales(x, scales).abs()
 
 
 def fit_planes(x: Tensor, planes: int, iterations: int = MAX_ITERATIONS) -> Tensor:
@@ -90,8 +90,8 @@ class LloydPlanes(PlanesQuantizer):
 # -- LQ-Nets -----------------------------------------------------------------------------------------------------------
 
 
-def qem_step(x: Tensor, basis: Tensor, low: int = -1, ridge: float = 0.0) -> tuple[Tensor, Tensor]:
-    """One step of quantization error minimisation (LQ-Nets, algorithm 1).
+def qem_step(x: Tensor, basis: Tensor, low: int = -1, ridge: float = 0.0) -> Tensor:
+    """One step of quantization error minimisation (LQ-Nets, algorithm 1): nearest levels, then the basis that fits.
 
     Args:
         x: (G, n).
@@ -100,17 +100,16 @@ def qem_step(x: Tensor, basis: Tensor, low: int = -1, ridge: float = 0.0) -> tup
         ridge: eps of (B^T B + eps I)^-1 (B^T x + eps v).
 
     Returns:
-        codes of the nearest levels of `basis`, (G, n), and the basis that fits them, (G, M). Where the fit leaves it
-        open (planes that coincide, values that are all zero), it stays as near to `basis` as it can.
+        (G, M). Where the fit leaves it open (planes that coincide, values that are all zero), it stays as near to
+        `basis` as it can.
     """
-    codes = nearest_codes(x, plane_levels(basis, low))
-    return codes, plane_scales(x, code_signs(codes, basis.shape[1], low, x.dtype), basis, ridge)
+    return refitted_scales(x, basis, low, basis, ridge)
 
 
 def fit_basis(x: Tensor, basis: Tensor, low: int = -1, iterations: int = MAX_ITERATIONS) -> Tensor:
     """`qem_step` until nothing changes, at most `iterations` times, (G, M)."""
     for _ in range(iterations):
-        previous, basis = basis, qem_step(x, basis, low)[1]
+        previous, basis = basis, qem_step(x, basis, low)
         if torch.equal(basis, previous):
             break
     return basis
@@ -147,7 +146,7 @@ class LQNetsWeights(PlanesQuantizer):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         if self.training:
-            self.scales.lerp_(qem_step(self.rows(x), self.scales, -1, self.ridge)[1], 1 - self.momentum)
+            self.scales.lerp_(qem_step(self.rows(x), self.scales, -1, self.ridge), 1 - self.momentum)
         return y
 
     @torch.no_grad()
@@ -188,10 +187,11 @@ class LQNetsActivations(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         levels = self.levels()
-        value = levels[nearest_codes(self._row(x), levels.unsqueeze(0))].reshape(x.shape).to(x.dtype)
-        y = recomputed(_pass_between, value, x, levels.max())
+        # What the backward pass needs of a buffer that this pass changes has to come from an operator that compilers do
+        # not repeat, such as a sort: they would repeat it on the changed buffer.
+        y = recomputed(_nearest_between, x, levels, levels.sort().values[-1])
         if self.training:
-            basis = qem_step(self._row(x), self.basis.unsqueeze(0), 0)[1]
+            basis = qem_step(self._row(x), self.basis.unsqueeze(0), 0)
             self.basis.lerp_(basis.squeeze(0), 1 - self.momentum).clamp_(min=0)
         return y
 
@@ -209,8 +209,10 @@ class LQNetsActivations(Quantizer):
         return self
 
 
-def _pass_between(value: Tensor, x: Tensor, top: Tensor) -> Tensor:
-    return straight_through(value, torch.where((x > 0) & (x.to(top.dtype) < top), x, 0.0))
+def _nearest_between(x: Tensor, levels: Tensor, top: Tensor) -> Tensor:
+    values = x.detach().to(levels.dtype)
+    nearest = nearest_levels(values.reshape(1, -1), levels.unsqueeze(0)).reshape(x.shape)
+    return straight_through(nearest.to(x.dtype), x, (values > 0) & (values < top))
 
 
 # -- ABC-Net -----------------------------------------------------------------------------------------------------------
@@ -264,9 +266,12 @@ class ABCNetWeights(PlanesQuantizer):
             self.calibrate(x)
         return super().forward(x)
 
-    def _surrogate(self, x: Tensor) -> Tensor:
-        factor = self.scales.sum(1).reshape(-1, *[1] * (x.dim() - 1)).to(x.dtype)
-        return factor * (torch.where(x.abs() <= 1, x, 0.0) if self.clipped else x)
+    def values(self, rows: Tensor) -> Tensor:
+        return plane_levels(self.scales).gather(1, self.codes(rows))
+
+    def _slope(self, x: Tensor) -> Tensor:
+        total = self.per_group(self.scales.sum(1), x).to(x.dtype)
+        return torch.where(x.detach().abs() <= 1, total, 0.0) if self.clipped else total
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, max_abs: float | None = None) -> None:
@@ -295,9 +300,9 @@ def _abc_activation(x: Tensor, scales: Tensor, shifts: Tensor) -> Tensor:
     total, values = torch.zeros_like(x, dtype=scales.dtype), x.to(scales.dtype)
     for n in range(len(scales)):
         shifted = values + shifts[n]
-        inside = (shifted >= 0) & (shifted <= 1)
+        inside = ((shifted >= 0) & (shifted <= 1)).detach()
         plane = torch.where(shifted >= 0.5, 1.0, -1.0).to(shifted.dtype)
-        total = total + scales[n] * straight_through(plane, torch.where(inside, shifted, 0.0))
+        total = total + scales[n] * straight_through(plane, shifted, inside)
     return total.to(x.dtype)
 
 

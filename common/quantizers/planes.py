@@ -15,10 +15,38 @@ from torch import Tensor
 from common.quantizers.encoding import AffineEncoding
 from common.quantizers.modules import Quantizer, Traits
 
+FEW = 16  # so many levels are compared one after the other, which the compiler fuses; more are searched
 
-def straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
-    """`value` with the gradient of `surrogate`, a finite tensor of the same shape."""
-    return value.detach() + (surrogate - surrogate.detach())
+
+def straight_through(value: Tensor, x: Tensor, slope: Tensor | None = None) -> Tensor:
+    """`value` with the gradient of slope * x: that of a quantizer whose derivative is replaced.
+
+    Args:
+        value: any shape; a constant.
+        x: of the same shape and dtype.
+        slope: a constant that broadcasts to x, or the bool tensor of where the gradient passes; None: everywhere.
+    """
+    if not torch.compiler.is_compiling():
+        return _StraightThrough.apply(value.detach(), x, slope)
+    if slope is not None:
+        x = torch.where(slope, x, 0.0) if slope.dtype == torch.bool else slope.detach() * x
+    return value.detach() + (x - x.detach())
+
+
+class _StraightThrough(torch.autograd.Function):
+    """In eager mode: fewer passes over memory than the sum, which the compiler fuses with its neighbours."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor, x: Tensor, slope: Tensor | None) -> Tensor:
+        ctx.save_for_backward(slope)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (slope,) = ctx.saved_tensors
+        if slope is not None:
+            grad = torch.where(slope, grad, 0.0) if slope.dtype == torch.bool else slope * grad
+        return None, grad, None
 
 
 def code_signs(codes: Tensor, planes: int, low: int = -1, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -43,6 +71,15 @@ def plane_levels(scales: Tensor, low: int = -1) -> Tensor:
     return levels
 
 
+def _ascending(levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Levels (G, L) in ascending order, their indices, and the middles between neighbours, (G, L - 1)."""
+    ascending, order = levels.sort(dim=-1, stable=True)
+    low, high = ascending[:, :-1], ascending[:, 1:]
+    middle = low + (high - low) / 2
+    # Between neighbouring floats it rounds to one of them; a level has to stay its own nearest one.
+    return ascending, order, torch.where(middle > low, middle, high)
+
+
 def nearest_codes(x: Tensor, levels: Tensor) -> Tensor:
     """Index of the nearest level of the row, int64 (G, n); halfway between two levels the upper one.
 
@@ -50,31 +87,83 @@ def nearest_codes(x: Tensor, levels: Tensor) -> Tensor:
         x: (G, n).
         levels: (G, L), in any order.
     """
-    ascending, order = levels.sort(dim=-1, stable=True)
-    low, high = ascending[:, :-1], ascending[:, 1:]
-    # Between neighbouring floats the middle rounds to one of them; a level has to stay its own nearest one.
-    middles = torch.maximum(low + (high - low) / 2, torch.nextafter(low, high))
+    _, order, middles = _ascending(levels)
     return order.gather(1, torch.searchsorted(middles, x.contiguous(), right=True))
 
 
-def plane_scales(x: Tensor, planes: Tensor, start: Tensor | None = None, ridge: float = 0.0) -> Tensor:
-    """Scales v that minimise |x - sum_m v_m B_m|^2 + ridge |v - start|^2 per row, (G, M).
+def nearest_levels(x: Tensor, levels: Tensor) -> Tensor:
+    """The levels of `nearest_codes`, (G, n)."""
+    if levels.shape[1] > FEW:
+        return levels.gather(1, nearest_codes(x, levels))
+    ascending, _, middles = _ascending(levels)
+    value = ascending[:, :1].expand_as(x)
+    for i in range(middles.shape[1]):
+        value = torch.where(x >= middles[:, i : i + 1], ascending[:, i + 1 : i + 2], value)
+    return value
 
-    By normal equations in float64. Where planes coincide, the solution nearest to `start`.
+
+def level_sums(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """How many values of a row are nearest to each level, and their sum: float64 (G, L) each."""
+    if levels.shape[1] > FEW:
+        codes, zeros = nearest_codes(x, levels), torch.zeros_like(levels, dtype=torch.float64)
+        values = x.double()
+        return zeros.scatter_add(1, codes, torch.ones_like(values)), zeros.scatter_add(1, codes, values)
+    _, order, middles = _ascending(levels)
+    # Of what lies above each middle; differences of neighbours belong to the level between them.
+    above = [x >= middles[:, i : i + 1] for i in range(middles.shape[1])]
+    none, ones = torch.zeros_like(levels[:, 0], dtype=torch.float64), torch.ones_like(levels[:, 0], dtype=torch.float64)
+    counts = [ones * x.shape[1], *(mask.sum(1).double() for mask in above), none]
+    sums = [x.sum(1, dtype=torch.float64), *(torch.where(m, x, 0.0).sum(1, dtype=torch.float64) for m in above), none]
+    zeros = torch.zeros_like(levels, dtype=torch.float64)
+    return tuple(zeros.scatter(1, order, -torch.stack(t, 1).diff(dim=1)) for t in (counts, sums))
+
+
+def solve_scales(gram: Tensor, moments: Tensor, start: Tensor | None = None, ridge: float = 0.0) -> Tensor:
+    """v that minimises v^T gram v - 2 v^T moments + ridge |v - start|^2 per row; of several, the nearest to `start`.
+
+    Args:
+        gram: B^T B, float64 (G, M, M).
+        moments: B^T x, float64 (G, M).
+        start: (G, M); None is zero.
+
+    Returns:
+        float64 (G, M).
+    """
+    start = torch.zeros_like(moments) if start is None else start.double()
+    residual = moments - (gram * start.unsqueeze(-2)).sum(-1)
+    gram = gram + ridge * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    inverse = torch.linalg.pinv(gram, rtol=1e-10, hermitian=True)
+    return start + (inverse * residual.unsqueeze(-2)).sum(-1)
+
+
+def plane_scales(x: Tensor, planes: Tensor) -> Tensor:
+    """Least squares scales of given planes: v that minimises |x - sum_m v_m B_m|^2 per row, (G, M).
 
     Args:
         x: (G, n).
-        planes: B, (M, G, n), any values.
-        start: (G, M); None is zero.
+        planes: B, (M, G, n).
     """
-    planes, start = planes.detach(), torch.zeros((), dtype=torch.float64, device=x.device) if start is None else start
-    gram = torch.stack([(planes * plane).sum(-1, dtype=torch.float64) for plane in planes], -1).movedim(0, -2)
-    moments = (planes * x.detach()).sum(-1, dtype=torch.float64).movedim(0, -1)
-    start = start.double().expand_as(moments)
-    residual = moments - (gram * start.unsqueeze(-2)).sum(-1)
-    gram = gram + ridge * torch.eye(len(planes), dtype=gram.dtype, device=gram.device)
-    step = torch.linalg.pinv(gram, rtol=1e-10, hermitian=True) @ residual.unsqueeze(-1)
-    return (start + step.squeeze(-1)).to(x.dtype)
+    gram = torch.stack([(planes * plane).sum(-1, dtype=torch.float64) for plane in planes]).permute(2, 0, 1)
+    return solve_scales(gram, (planes * x).sum(-1, dtype=torch.float64).T).to(x.dtype)
+
+
+def refitted_scales(
+    x: Tensor, scales: Tensor, low: int = -1, start: Tensor | None = None, ridge: float = 0.0
+) -> Tensor:
+    """Least squares scales for the codes that x has with the present ones, (G, M).
+
+    Args:
+        x: (G, n).
+        scales: (G, M).
+        low: what a bit of 0 stands for, see `plane_levels`.
+        start, ridge: see `solve_scales`.
+    """
+    counts, sums = level_sums(x, plane_levels(scales, low))
+    planes = scales.shape[1]
+    signs = code_signs(torch.arange(2**planes, device=x.device), planes, low, torch.float64)  # (M, 2^M)
+    gram = (signs.unsqueeze(0) * signs.unsqueeze(1) * counts[:, None, None]).sum(-1)
+    moments = (signs * sums.unsqueeze(1)).sum(-1)
+    return solve_scales(gram, moments, start, ridge).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -158,19 +247,24 @@ class PlanesQuantizer(Quantizer):
         """x as one row per group of scales, (G, n), without gradient."""
         return x.detach().to(self.scales.dtype).reshape(len(self.scales), -1)
 
+    def per_group(self, values: Tensor, x: Tensor) -> Tensor:
+        """One value per group, (G,), in a shape that broadcasts to x."""
+        return values.reshape(-1, *[1] * (x.dim() - 1))
+
     def codes(self, rows: Tensor) -> Tensor:
         """Codes of rows in eval mode, int64 (G, n)."""
         return nearest_codes(rows, plane_levels(self.scales))
 
-    def forward(self, x: Tensor) -> Tensor:
-        value = plane_levels(self.scales).gather(1, self.codes(self.rows(x)))
-        return straight_through(value.reshape(x.shape).to(x.dtype), self._surrogate(x))
+    def values(self, rows: Tensor) -> Tensor:
+        """The levels of these codes, (G, n)."""
+        return nearest_levels(rows, plane_levels(self.scales))
 
-    def _surrogate(self, x: Tensor) -> Tensor:
-        if not self.clipped:
-            return x
-        top = self.scales.abs().sum(1)
-        return torch.where(x.abs() <= top.reshape(-1, *[1] * (x.dim() - 1)), x, 0.0)
+    def forward(self, x: Tensor) -> Tensor:
+        return straight_through(self.values(self.rows(x)).reshape(x.shape).to(x.dtype), x, self._slope(x))
+
+    def _slope(self, x: Tensor) -> Tensor | None:
+        """The gradient with respect to x."""
+        return x.detach().abs() <= self.per_group(self.scales.abs().sum(1), x) if self.clipped else None
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, max_abs: float | None = None) -> None:

@@ -56,8 +56,8 @@ def ttq(x: Tensor, positive: Tensor, negative: Tensor, threshold: Tensor) -> Ten
     """
     signs = ternary_signs(x.detach(), threshold)
     value = torch.where(signs > 0, positive, torch.where(signs < 0, -negative, 0.0)).to(x.dtype)
-    slope = torch.where(signs > 0, positive, torch.where(signs < 0, negative, 1.0)).to(x.dtype).detach()
-    return value + (slope * x - (slope * x).detach())
+    slope = torch.where(signs > 0, positive, torch.where(signs < 0, negative, 1.0)).to(x.dtype)
+    return value + straight_through(torch.zeros_like(x), x, slope.detach())
 
 
 class TWN(Quantizer):

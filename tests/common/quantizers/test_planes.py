@@ -13,10 +13,14 @@ from common.quantizers.planes import (
     PlanesEncoding,
     PlanesQuantizer,
     code_signs,
+    level_sums,
     nearest_codes,
+    nearest_levels,
     plane_levels,
     plane_scales,
+    refitted_scales,
     sign_codes,
+    solve_scales,
     straight_through,
 )
 from common.quantizers.ternary import TTQ, TWN
@@ -29,11 +33,16 @@ def normal(*shape, seed=0, dtype=torch.double):
 # -- functions ---------------------------------------------------------------------------------------------------------
 
 
-def test_straight_through_has_one_value_and_another_gradient():
-    x = torch.tensor([2.0, -3.0], requires_grad=True)
-    y = straight_through(torch.round(x / 7), 5 * x)
-    y.sum().backward()
-    assert y.tolist() == [0.0, 0.0] and x.grad.tolist() == [5.0, 5.0]
+@pytest.mark.parametrize(
+    "slope, expected", [(None, [1.0, 1.0]), (torch.tensor([True, False]), [1.0, 0.0]), (torch.tensor(5.0), [5.0, 5.0])]
+)
+def test_straight_through_has_one_value_and_another_gradient(slope, expected):
+    torch._dynamo.reset()
+    for function in (straight_through, torch.compile(straight_through, backend="aot_eager", fullgraph=True)):
+        x = torch.tensor([2.0, -3.0], requires_grad=True)
+        y = function(torch.round(x / 7), x, slope)
+        y.backward(torch.tensor([1.0, 1.0]))
+        assert y.tolist() == [0.0, 0.0] and x.grad.tolist() == expected
 
 
 def test_bit_m_of_a_code_is_plane_m():
@@ -78,32 +87,48 @@ def test_scales_are_the_least_squares_solution(low):
     planes = code_signs(codes, 3, low, torch.double)
     expected = torch.linalg.lstsq(planes.permute(1, 2, 0), x[:, :, None]).solution[:, :, 0]
     torch.testing.assert_close(plane_scales(x, planes), expected)
-    torch.testing.assert_close(plane_scales(x, planes, start=normal(5, 3, seed=2)), expected)
 
 
-def test_ridge_by_the_book():
-    x, start = normal(2, 30), normal(2, 2, seed=3)
-    planes = code_signs(torch.randint(4, (2, 30), generator=torch.Generator().manual_seed(1)), 2, dtype=torch.double)
-    scales = plane_scales(x, planes, start, ridge=0.5)
-    for g in range(2):
-        b = planes[:, g].T
-        expected = torch.linalg.inv(b.T @ b + 0.5 * torch.eye(2)) @ (b.T @ x[g] + 0.5 * start[g])
-        torch.testing.assert_close(scales[g], expected)
+@pytest.mark.parametrize("low", [-1, 0])
+@pytest.mark.parametrize("planes", [1, 3, 5])  # 2, 8 and 32 levels: compared and searched
+def test_refitted_scales_are_the_least_squares_ones_of_the_nearest_codes(planes, low):
+    x, scales, start = normal(4, 200), normal(4, planes, seed=1).abs(), normal(4, planes, seed=2)
+    codes = nearest_codes(x, plane_levels(scales, low))
+    b = code_signs(codes, planes, low, torch.double).permute(1, 2, 0)
+    expected = torch.linalg.lstsq(b, x[:, :, None], driver="gelsd").solution[:, :, 0]
+    torch.testing.assert_close(refitted_scales(x, scales, low), expected)
+    ridge = 0.5 * torch.eye(planes)
+    solution = torch.linalg.solve(b.mT @ b + ridge, (b.mT @ x[:, :, None])[:, :, 0] + 0.5 * start)
+    torch.testing.assert_close(refitted_scales(x, scales, low, start, ridge=0.5), solution)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 7, 16, 17, 100])
+def test_sums_of_levels_by_the_book(levels):
+    x, table = normal(3, 500), normal(3, levels, seed=1)
+    table[:, -1] = table[:, 0]  # one level twice
+    codes = nearest_codes(x, table)
+    assert torch.equal(nearest_levels(x, table), table.gather(1, codes))
+    counts, sums = level_sums(x, table)
+    for g in range(3):
+        for level in range(levels):
+            assert counts[g, level] == (codes[g] == level).sum()
+            assert sums[g, level].item() == pytest.approx(x[g, codes[g] == level].sum().item(), abs=1e-9)
 
 
 def test_coinciding_planes_share_their_scale_or_stay_near_the_start():
     x = torch.tensor([[3.0, -3.0, 3.0]], dtype=torch.double)
     planes = torch.tensor([1.0, -1.0, 1.0], dtype=torch.double).expand(2, 1, 3)
     torch.testing.assert_close(plane_scales(x, planes), torch.tensor([[1.5, 1.5]], dtype=torch.double))
+    gram, moments = torch.full((1, 2, 2), 3.0).double(), torch.tensor([[9.0, 9.0]]).double()
     start = torch.tensor([[2.0, 0.0]], dtype=torch.double)
-    torch.testing.assert_close(plane_scales(x, planes, start), torch.tensor([[2.5, 0.5]], dtype=torch.double))
-    torch.testing.assert_close(plane_scales(x, 0 * planes, start), start)
+    torch.testing.assert_close(solve_scales(gram, moments, start), torch.tensor([[2.5, 0.5]], dtype=torch.double))
+    torch.testing.assert_close(solve_scales(0 * gram, 0 * moments, start), start)
 
 
 def test_many_values_are_summed_exactly_enough():
     x = torch.full((1, 5_000_000), 0.1)
-    scales = plane_scales(x, torch.ones(1, 1, 5_000_000))
-    assert scales.item() == pytest.approx(0.1, rel=1e-6)
+    assert plane_scales(x, torch.ones(1, 1, 5_000_000)).item() == pytest.approx(0.1, rel=1e-6)
+    assert refitted_scales(x, torch.ones(1, 1)).item() == pytest.approx(0.1, rel=1e-6)
 
 
 # -- encoding ----------------------------------------------------------------------------------------------------------
