@@ -142,8 +142,8 @@ class KMeansQuantizer(Quantizer):
         self.register_buffer("codes", torch.zeros(tuple(shape or (0,)), dtype=torch.uint8))
 
     def _nearest(self, x: Tensor) -> Tensor:
-        row = x.detach().to(self.centroids.dtype).reshape(1, -1)
-        return nearest_codes(row, self.centroids.detach().unsqueeze(0)).reshape(x.shape)
+        centroids = self.centroids.detach()
+        return nearest_codes(x.detach().to(centroids.dtype), centroids)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fixed:

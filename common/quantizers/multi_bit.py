@@ -94,20 +94,20 @@ def qem_step(x: Tensor, basis: Tensor, low: int = -1, ridge: float = 0.0) -> Ten
     """One step of quantization error minimisation (LQ-Nets, algorithm 1): nearest levels, then the basis that fits.
 
     Args:
-        x: (G, n).
-        basis: v, (G, M).
+        x: (G, n), or any shape.
+        basis: v, (G, M), or (M,).
         low: what a bit of 0 stands for: -1 for weights, 0 for activations.
         ridge: eps of (B^T B + eps I)^-1 (B^T x + eps v).
 
     Returns:
-        (G, M). Where the fit leaves it open (planes that coincide, values that are all zero), it stays as near to
-        `basis` as it can.
+        the new basis. Where the fit leaves it open (planes that coincide, values that are all zero), it stays as near
+        to the present one as it can.
     """
     return refitted_scales(x, basis, low, basis, ridge)
 
 
 def fit_basis(x: Tensor, basis: Tensor, low: int = -1, iterations: int = MAX_ITERATIONS) -> Tensor:
-    """`qem_step` until nothing changes, at most `iterations` times, (G, M)."""
+    """`qem_step` until nothing changes, at most `iterations` times."""
     for _ in range(iterations):
         previous, basis = basis, qem_step(x, basis, low)
         if torch.equal(basis, previous):
@@ -180,10 +180,7 @@ class LQNetsActivations(Quantizer):
 
     def levels(self) -> Tensor:
         """Value of every code, (2^M,)."""
-        return plane_levels(self.basis.unsqueeze(0), 0).squeeze(0)
-
-    def _row(self, x: Tensor) -> Tensor:
-        return x.detach().to(self.basis.dtype).reshape(1, -1)
+        return plane_levels(self.basis, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         levels = self.levels()
@@ -191,18 +188,20 @@ class LQNetsActivations(Quantizer):
         # not repeat, such as a sort: they would repeat it on the changed buffer.
         y = recomputed(_nearest_between, x, levels, levels.sort().values[-1])
         if self.training:
-            basis = qem_step(self._row(x), self.basis.unsqueeze(0), 0)
-            self.basis.lerp_(basis.squeeze(0), 1 - self.momentum).clamp_(min=0)
+            self.basis.lerp_(qem_step(self._values(x), self.basis, 0), 1 - self.momentum).clamp_(min=0)
         return y
+
+    def _values(self, x: Tensor) -> Tensor:
+        return x.detach().to(self.basis.dtype)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, max_abs: float | None = None) -> None:
         """`fit_basis` of x from the present basis; `max_abs` is not needed."""
-        self.basis.copy_(fit_basis(self._row(x), self.basis.unsqueeze(0), 0).squeeze(0).clamp(min=0))
+        self.basis.copy_(fit_basis(self._values(x), self.basis, 0).clamp(min=0))
 
     def encode(self, x: Tensor) -> LevelsEncoding:
         levels = self.levels()
-        codes = nearest_codes(self._row(x), levels.unsqueeze(0)).reshape(x.shape).to(torch.int32)
+        codes = nearest_codes(self._values(x), levels).to(torch.int32)
         return LevelsEncoding(codes, levels.float(), 0, (x.shape[0],), (len(self.basis),))
 
     def inference_form(self) -> LQNetsActivations:
@@ -211,8 +210,7 @@ class LQNetsActivations(Quantizer):
 
 def _nearest_between(x: Tensor, levels: Tensor, top: Tensor) -> Tensor:
     values = x.detach().to(levels.dtype)
-    nearest = nearest_levels(values.reshape(1, -1), levels.unsqueeze(0)).reshape(x.shape)
-    return straight_through(nearest.to(x.dtype), x, (values > 0) & (values < top))
+    return straight_through(nearest_levels(values, levels).to(x.dtype), x, (values > 0) & (values < top))
 
 
 # -- ABC-Net -----------------------------------------------------------------------------------------------------------

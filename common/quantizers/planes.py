@@ -62,7 +62,7 @@ def sign_codes(planes: Tensor) -> Tensor:
 
 
 def plane_levels(scales: Tensor, low: int = -1) -> Tensor:
-    """Value of every code, (G, M) -> (G, 2^M): the sum of scale_m where bit m is set and low * scale_m elsewhere."""
+    """Value of every code, (..., M) -> (..., 2^M): the sum of scale_m where bit m is set, low * scale_m elsewhere."""
     count = scales.shape[-1]
     signs = code_signs(torch.arange(2**count, device=scales.device), count, low, scales.dtype)
     levels = torch.zeros_like(scales[..., :1] * signs[0])
@@ -71,63 +71,66 @@ def plane_levels(scales: Tensor, low: int = -1) -> Tensor:
     return levels
 
 
+# The following take levels (G, L), in any order, with x (G, n), or one table (L,) with x of any shape. A value halfway
+# between two levels belongs to the upper one.
+
+
 def _ascending(levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Levels (G, L) in ascending order, their indices, and the middles between neighbours, (G, L - 1)."""
+    """Levels in ascending order, their indices, and the middles between neighbours."""
     ascending, order = levels.sort(dim=-1, stable=True)
-    low, high = ascending[:, :-1], ascending[:, 1:]
+    low, high = ascending[..., :-1], ascending[..., 1:]
     middle = low + (high - low) / 2
     # Between neighbouring floats it rounds to one of them; a level has to stay its own nearest one.
     return ascending, order, torch.where(middle > low, middle, high)
 
 
 def nearest_codes(x: Tensor, levels: Tensor) -> Tensor:
-    """Index of the nearest level of the row, int64 (G, n); halfway between two levels the upper one.
-
-    Args:
-        x: (G, n).
-        levels: (G, L), in any order.
-    """
+    """Index of the nearest level, int64, shape of x."""
     _, order, middles = _ascending(levels)
-    return order.gather(1, torch.searchsorted(middles, x.contiguous(), right=True))
+    rank = torch.searchsorted(middles, x.contiguous(), right=True)
+    return order[rank] if levels.dim() == 1 else order.gather(1, rank)
 
 
 def nearest_levels(x: Tensor, levels: Tensor) -> Tensor:
-    """The levels of `nearest_codes`, (G, n)."""
-    if levels.shape[1] > FEW:
-        return levels.gather(1, nearest_codes(x, levels))
+    """The nearest level, shape of x, dtype of levels."""
+    if levels.shape[-1] > FEW:
+        codes = nearest_codes(x, levels)
+        return levels[codes] if levels.dim() == 1 else levels.gather(1, codes)
     ascending, _, middles = _ascending(levels)
-    value = ascending[:, :1].expand_as(x)
-    for i in range(middles.shape[1]):
-        value = torch.where(x >= middles[:, i : i + 1], ascending[:, i + 1 : i + 2], value)
+    value = ascending[..., :1].expand_as(x)
+    for i in range(middles.shape[-1]):
+        value = torch.where(x >= middles[..., i : i + 1], ascending[..., i + 1 : i + 2], value)
     return value
 
 
 def level_sums(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """How many values of a row are nearest to each level, and their sum: float64 (G, L) each."""
-    if levels.shape[1] > FEW:
-        codes, zeros = nearest_codes(x, levels), torch.zeros_like(levels, dtype=torch.float64)
-        values = x.double()
-        return zeros.scatter_add(1, codes, torch.ones_like(values)), zeros.scatter_add(1, codes, values)
-    _, order, middles = _ascending(levels)
-    # Of what lies above each middle; differences of neighbours belong to the level between them.
-    above = [x >= middles[:, i : i + 1] for i in range(middles.shape[1])]
-    none, ones = torch.zeros_like(levels[:, 0], dtype=torch.float64), torch.ones_like(levels[:, 0], dtype=torch.float64)
-    counts = [ones * x.shape[1], *(mask.sum(1).double() for mask in above), none]
-    sums = [x.sum(1, dtype=torch.float64), *(torch.where(m, x, 0.0).sum(1, dtype=torch.float64) for m in above), none]
+    """How many values are nearest to each level, and their sum: float64 of the shape of levels."""
     zeros = torch.zeros_like(levels, dtype=torch.float64)
-    return tuple(zeros.scatter(1, order, -torch.stack(t, 1).diff(dim=1)) for t in (counts, sums))
+    if levels.shape[-1] > FEW:
+        codes, values = nearest_codes(x, levels), x.double()
+        codes, values = (t.flatten(levels.dim() - 1) for t in (codes, values))
+        return zeros.scatter_add(-1, codes, torch.ones_like(values)), zeros.scatter_add(-1, codes, values)
+    _, order, middles = _ascending(levels)
+    over = tuple(range(levels.dim() - 1, x.dim()))
+    # Of what lies above each middle; differences of neighbours belong to the level between them.
+    above = [x >= middles[..., i : i + 1] for i in range(middles.shape[-1])]
+    none = zeros[..., 0]
+    counts = [none + x.numel() // max(1, none.numel()), *(mask.sum(over).double() for mask in above), none]
+    sums = [x.sum(over, dtype=torch.float64)]
+    sums += [*(torch.where(mask, x, 0.0).sum(over, dtype=torch.float64) for mask in above), none]
+    return tuple(zeros.scatter(-1, order, -torch.stack(t, -1).diff(dim=-1)) for t in (counts, sums))
 
 
 def solve_scales(gram: Tensor, moments: Tensor, start: Tensor | None = None, ridge: float = 0.0) -> Tensor:
     """v that minimises v^T gram v - 2 v^T moments + ridge |v - start|^2 per row; of several, the nearest to `start`.
 
     Args:
-        gram: B^T B, float64 (G, M, M).
-        moments: B^T x, float64 (G, M).
-        start: (G, M); None is zero.
+        gram: B^T B, float64 (..., M, M).
+        moments: B^T x, float64 (..., M).
+        start: (..., M); None is zero.
 
     Returns:
-        float64 (G, M).
+        float64 (..., M).
     """
     start = torch.zeros_like(moments) if start is None else start.double()
     residual = moments - (gram * start.unsqueeze(-2)).sum(-1)
@@ -150,19 +153,19 @@ def plane_scales(x: Tensor, planes: Tensor) -> Tensor:
 def refitted_scales(
     x: Tensor, scales: Tensor, low: int = -1, start: Tensor | None = None, ridge: float = 0.0
 ) -> Tensor:
-    """Least squares scales for the codes that x has with the present ones, (G, M).
+    """Least squares scales for the codes that x has with the present ones, shape of scales.
 
     Args:
-        x: (G, n).
-        scales: (G, M).
+        x: (G, n), or any shape.
+        scales: (G, M), or (M,).
         low: what a bit of 0 stands for, see `plane_levels`.
         start, ridge: see `solve_scales`.
     """
     counts, sums = level_sums(x, plane_levels(scales, low))
-    planes = scales.shape[1]
+    planes = scales.shape[-1]
     signs = code_signs(torch.arange(2**planes, device=x.device), planes, low, torch.float64)  # (M, 2^M)
-    gram = (signs.unsqueeze(0) * signs.unsqueeze(1) * counts[:, None, None]).sum(-1)
-    moments = (signs * sums.unsqueeze(1)).sum(-1)
+    gram = (signs.unsqueeze(0) * signs.unsqueeze(1) * counts[..., None, None, :]).sum(-1)
+    moments = (signs * sums.unsqueeze(-2)).sum(-1)
     return solve_scales(gram, moments, start, ridge).to(x.dtype)
 
 

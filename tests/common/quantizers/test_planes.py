@@ -115,6 +115,18 @@ def test_sums_of_levels_by_the_book(levels):
             assert sums[g, level].item() == pytest.approx(x[g, codes[g] == level].sum().item(), abs=1e-9)
 
 
+@pytest.mark.parametrize("levels", [8, 40])
+def test_one_table_serves_any_shape(levels):
+    x, table = normal(3, 4, 5, 2).to(memory_format=torch.channels_last), normal(levels, seed=1)
+    row = x.reshape(1, -1), table[None]
+    assert torch.equal(nearest_codes(x, table), nearest_codes(*row).reshape(x.shape))
+    assert torch.equal(nearest_levels(x, table), nearest_levels(*row).reshape(x.shape))
+    for one, rows in zip(level_sums(x, table), level_sums(*row), strict=True):
+        torch.testing.assert_close(one, rows[0])
+    scales = normal(3, seed=2)
+    torch.testing.assert_close(refitted_scales(x, scales), refitted_scales(row[0], scales[None])[0])
+
+
 def test_coinciding_planes_share_their_scale_or_stay_near_the_start():
     x = torch.tensor([[3.0, -3.0, 3.0]], dtype=torch.double)
     planes = torch.tensor([1.0, -1.0, 1.0], dtype=torch.double).expand(2, 1, 3)
@@ -358,6 +370,12 @@ def test_bfloat16_autocast_leaves_float32_weights_alone(kind):
             y = cast(x)
         assert y.dtype == torch.float32
         torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_activations_keep_their_memory_format(kind):
+    x = normal(2, 4, 3, 3, dtype=torch.float).to(memory_format=torch.channels_last)
+    assert twin(kind, True)(x).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_of_all_gradients_none_is_missing():
