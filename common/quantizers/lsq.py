@@ -185,6 +185,15 @@ class OffsetQuantizer(Quantizer):
         self.grid = AffineQuantizer(bit_width, signed, channels)
         self.register_buffer("offset", torch.zeros_like(self.grid.scale))
 
+    @classmethod
+    @torch.no_grad()
+    def of(cls, grid: AffineQuantizer, offset: Tensor) -> OffsetQuantizer:
+        """`grid`, which is not copied, moved by `offset`."""
+        moved = cls(channels=grid.channels).to(grid.scale.device)
+        moved.grid = grid
+        moved.offset.copy_(offset)
+        return moved
+
     @property
     def bit_width(self) -> Tensor:  # type: ignore[override]
         return self.grid.bit_width
@@ -280,9 +289,4 @@ class LSQ(UniformQuantizer):
     @torch.no_grad()
     def inference_form(self) -> AffineQuantizer | OffsetQuantizer:  # type: ignore[override]
         plain = super().inference_form()
-        if self.offset is None:
-            return plain
-        moved = OffsetQuantizer(int(self.bit_width), self.signed, self.channels).to(self.offset.device)
-        moved.grid = plain
-        moved.offset.copy_(self.offset)
-        return moved
+        return plain if self.offset is None else OffsetQuantizer.of(plain, self.offset)

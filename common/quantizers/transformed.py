@@ -29,20 +29,24 @@ class TransformedQuantizer(nn.Module):
     def bit_width(self) -> Tensor:
         return self.grid.bit_width
 
+    def transformed(self, x: Tensor) -> Tensor:
+        """x in the grid's domain."""
+        return self.transform(x)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.grid(self.transform(x))
+        return self.grid(self.transformed(x))
 
     def calibrate(self, x: Tensor, max_abs: float | None = None) -> None:
         """Fill the grid, where it can be filled, from the transformed values of x; `max_abs` is not needed."""
         if hasattr(self.grid, "calibrate"):
             with torch.no_grad():
-                transformed = self.transform(x)
+                transformed = self.transformed(x)
             self.grid.calibrate(transformed, float(transformed.abs().max()))
 
     def encode(self, x: Tensor) -> AffineEncoding | LevelsEncoding:
         """Codes of the transformed x: what a packed file stores of a weight."""
         with torch.no_grad():
-            return self.grid.encode(self.transform(x))
+            return self.grid.encode(self.transformed(x))
 
     def inference_form(self) -> Quantizer:
         """
