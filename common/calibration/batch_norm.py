@@ -1,7 +1,7 @@
 """Expected values and ranges of activations from batch norm alone, without data.
 
 A folded batch norm says that its layer's output is N(beta_c, gamma_c^2) over images and positions. What activation
-functions and sums make of it follows in closed form (Nagel et al. 2019, arXiv 1906.04721, appendix C).
+functions and sums make of it follows in closed form (Nagel et al. 2019, arXiv 1906.04721).
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def affine_parameters(minimum: Tensor, maximum: Tensor, quant_min: int, quant_ma
     """Scale and zero point of the grid that covers [minimum, maximum] and holds 0.0 exactly.
 
     S = (max - min) / (quant_max - quant_min) after the range was widened to contain 0; Z = clamp(round(quant_min -
-    min / S)), ties to even (Jacob et al. 2018, eq. 3 and section 3). A range of length 0 gets S = 1.
+    min / S)), ties to even (Jacob et al. 2018, arXiv 1712.05877, section 3). A range of length 0 gets S = 1.
 
     Args:
         minimum, maximum: ends of the range, shape () or (C,).
@@ -156,8 +156,8 @@ class MovingAverageObserver(Observer):
     """Exponential moving average of each batch's extremes: r <- a r_batch + (1 - a) r; the first batch as it is.
 
     Args:
-        momentum: a, the share of the NEW value (Jacob et al. 2018, section 3.1, have it near 0). What other frameworks
-            call decay is 1 - a.
+        momentum: a, the share of the NEW value: 1 minus the smoothing parameter "close to 1" of Jacob et al. 2018,
+            section 3.1, which other frameworks call decay. Thousands of steps are smoothed by 0.001 and less.
     """
 
     def __init__(self, momentum: float = 0.01) -> None:
@@ -306,7 +306,7 @@ class HistogramObserver(Observer):
 
 
 class PercentileObserver(HistogramObserver):
-    """The range that holds `percentile` % of the values (Wu et al. 2020, arXiv 2004.09602, section 4).
+    """The range that holds `percentile` % of the values (Wu et al. 2020, arXiv 2004.09602).
 
     Args:
         symmetric: percentile of the magnitudes, range [-t, t]; otherwise one percentile for each end.

@@ -1,4 +1,4 @@
-"""Cross-layer equalization and high-bias absorption (Nagel et al. 2019, arXiv 1906.04721, sections 4.1 and 4.2)."""
+"""Cross-layer equalization and high-bias absorption (Nagel et al. 2019, arXiv 1906.04721, section 4.1)."""
 
 from __future__ import annotations
 
