@@ -103,6 +103,15 @@ def test_wider_is_never_cheaper(target, model):
     assert (np.diff(values, axis=2) >= 0).all()
 
 
+def test_only_the_tile_search_finds_wider_layers_cheaper():
+    """hardware/README.md says how often, and by how much."""
+    values = cost_table(cost_model("bitfusion-search"), network("mobilenet_v2").layers).values
+    for axis, drops, worst in ((1, 330, -0.18), (2, 267, -0.11)):
+        steps = np.diff(values, axis=axis)
+        assert ((steps < 0).sum(), steps.size) == (drops, 2968)
+        assert (steps / np.delete(values, -1, axis=axis)).min() == pytest.approx(worst, abs=0.005)
+
+
 @pytest.mark.parametrize("target, seconds", [("bismo-edge", 1), ("bismo-cloud", 1), ("bitfusion-search", 60)])
 def test_time_of_the_full_table_of_mobilenet_v2(target, seconds, computed):
     layers, model = network("mobilenet_v2").layers, cost_model(target)

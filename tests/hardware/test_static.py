@@ -57,6 +57,10 @@ def test_units():
         (SizeConvention(first_layer_bits=32), 32 * 108 + 4 * 184 + 14 * 32 + 4 * 2 * 32),
         (SizeConvention(last_layer_bits=8), 4 * 252 + 8 * 40 + 14 * 32 + 4 * 2 * 32),
         (SizeConvention(codebooks=True), 4 * 292 + 14 * 32 + 4 * 2 * 32 + 3 * 16 * 32),
+        (
+            SizeConvention(first_layer_bits=8, codebooks=True),
+            8 * 108 + 4 * 184 + 14 * 32 + 4 * 2 * 32 + (256 + 2 * 16) * 32,
+        ),
         (  # a float layer has no codebook
             SizeConvention(first_layer_bits=32, codebooks=True),
             32 * 108 + 4 * 184 + 14 * 32 + 4 * 2 * 32 + 2 * 16 * 32,

@@ -96,3 +96,16 @@ def test_unknown_targets(name, message):
     with pytest.raises(UserError, match=message) as error:
         cost_model(name)
     assert "\n" not in str(error.value)
+
+
+def test_the_residuals_in_the_readme_are_those_of_the_code(repository):
+    text = (repository / "hardware" / "README.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `bi")]
+    found = {(row[0].strip("`"), row[1]): row[2:6] for row in rows if row[1].startswith("MobileNet")}
+    expected = {}
+    for target, model, _, printed in PRINTED:
+        machines = (target, f"{target}-fast") if target.startswith("bismo") else (target,)
+        for each in machines:
+            residuals = [uniform_cost(model, each, *bits) / cell - 1 for bits, cell in printed.items()]
+            expected[each, model.replace("mobilenet_v", "MobileNet-V")] = [f"{100 * r:+.2f} %" for r in residuals]
+    assert found == expected
