@@ -372,6 +372,15 @@ def test_bfloat16_autocast_leaves_float32_weights_alone(kind):
         torch.testing.assert_close(y, expected)
 
 
+@pytest.mark.parametrize("make", [BWN, TWN, lambda: ABCNetWeights(3)], ids=["bwn", "twn", "abc_net_M3"])
+def test_golden_idempotence_on_W(make):
+    """With statistics of the quantized matrix, not frozen ones."""
+    weight = [[2.09, -0.98, 1.48, 0.09], [0.05, -0.14, -1.08, 2.12], [-0.91, 1.92, 0.0, -1.03], [1.87, 0.0, 1.53, 1.49]]
+    quantizer = make().double()
+    once = quantizer(torch.tensor(weight, dtype=torch.double))
+    torch.testing.assert_close(quantizer(once), once, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_activations_keep_their_memory_format(kind):
     x = normal(2, 4, 3, 3, dtype=torch.float).to(memory_format=torch.channels_last)
