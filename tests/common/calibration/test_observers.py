@@ -243,6 +243,32 @@ def test_the_order_of_batches_does_not_matter(name):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_synchronized_observers_are_equal_and_merged_in_the_order_of_ranks(name, monkeypatch):
+    torch.manual_seed(0)
+    batches = [torch.randn(4, 50) * scale for scale in (1, 30, 0.2, 5)]
+    ranks = [seen(OBSERVERS[name](), *batches[:2]), seen(OBSERVERS[name](), *batches[2:])]
+    states = [copy.deepcopy(rank.state_dict()) for rank in ranks]
+
+    asked = []
+
+    def gather(found, own):
+        asked.append(own)
+        found[:] = copy.deepcopy(states)
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    for rank in ranks:
+        rank.synchronize()
+    for own, state in zip(asked, states, strict=True):
+        assert all(torch.equal(own[key], value) for key, value in state.items())
+    whole = seen(OBSERVERS[name](), *batches)
+    for rank in ranks:
+        assert ends(rank, 4) == pytest.approx(ends(whole, 4), rel=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(ranks[0].buffers(), ranks[1].buffers(), strict=True))
+
+
 PROCESS = """
 import sys, torch, torch.distributed as dist
 from common.calibration.aciq import ACIQObserver
@@ -268,6 +294,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_two_processes_agree_on_what_one_would_have_seen(tmp_path, repository):
     environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
     started = [
