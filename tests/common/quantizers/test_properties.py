@@ -22,7 +22,8 @@ def quantizer_classes() -> list[type[Quantizer]]:
     while waiting:
         for cls in waiting.pop().__subclasses__():
             waiting.append(cls)
-            if not inspect.isabstract(cls) and cls not in found:
+            ours = cls.__module__.startswith(("common.", "methods."))  # other tests invent some of their own
+            if ours and not inspect.isabstract(cls) and cls not in found:
                 found.append(cls)
     return sorted(found, key=lambda cls: cls.__name__)
 
