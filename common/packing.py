@@ -11,18 +11,34 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from common.bit_policy import BitPolicy
 from common.errors import UserError
 from common.graph import find_sites, insert_quantizers, quantizers, remove_quantizers, trace
 from common.models import build_model, list_models
-from common.quantizers import AffineEncoding, AffineQuantizer
+from common.quantizers import AffineEncoding, AffineQuantizer, Quantizer
+from common.quantizers.levels import LevelsEncoding, LevelsQuantizer
+from common.quantizers.lsq import OffsetQuantizer
+from common.quantizers.planes import PlanesEncoding, PlanesQuantizer
 
 FORMAT = "packed-network-1"
 _CODES, _TABLES, _FLOATS = "codes/", "tables/", "floats/"
 _LOADS_WEIGHTS = ("pretrained", "checkpoint", "weights", "cache_dir")  # arguments that fetch or read other files
-_GRID = ("scale", "zero_point", "quant_min", "quant_max", "bit_width")
+Encoding = AffineEncoding | LevelsEncoding | PlanesEncoding
+# Kind of encoded weights -> class, tables, and those of them that are left out where they are zero.
+_ENCODINGS: dict[str, tuple[type[Encoding], tuple[str, ...], tuple[str, ...]]] = {
+    "affine": (AffineEncoding, ("scale", "zero_point", "offset"), ("offset",)),
+    "levels": (LevelsEncoding, ("levels",), ()),
+    "planes": (PlanesEncoding, ("scales",), ()),
+}
+# Kind of activation grid -> class; all of its state is buffers.
+_GRIDS: dict[str, type[Quantizer]] = {
+    "grid": AffineQuantizer,
+    "offset_grid": OffsetQuantizer,
+    "levels_grid": LevelsQuantizer,
+    "planes_grid": PlanesQuantizer,
+}
 
 
 def save_packed(
@@ -60,23 +76,25 @@ def save_packed(
     for name, quantizer in sites.items():
         if name in state:  # a parameter's site is named after the parameter
             encoding = quantizer.encode(state.pop(name))
+            kind = next(kind for kind, (cls, _, _) in _ENCODINGS.items() if isinstance(encoding, cls))
             encodings[name] = {
-                "kind": "affine",
+                "kind": kind,
                 "shape": list(encoding.codes.shape),
                 "axis": encoding.axis,
                 "group_sizes": list(encoding.group_sizes),
                 "bits": list(encoding.bits),
             }
             tensors[_CODES + name] = encoding.pack()
-            for part in ("scale", "zero_point", "offset"):
+            _, parts, optional = _ENCODINGS[kind]
+            for part in parts:
                 values = getattr(encoding, part)
-                if part != "offset" or bool(values.any()):
+                if part not in optional or bool(values.any()):
                     tensors[f"{_TABLES}{name}.{part}"] = values.float()
         else:
             grid = quantizer.inference_form()
-            encodings[name] = {"kind": "grid", "channels": grid.channels}
-            for part in _GRID:
-                tensors[f"{_TABLES}{name}.{part}"] = getattr(grid, part).float()
+            encodings[name] = _describe_grid(grid)
+            for part, values in grid.state_dict().items():
+                tensors[f"{_TABLES}{name}.{part}"] = values.float()
     tensors |= {_FLOATS + name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     try:
@@ -160,7 +178,7 @@ def load_packed(path: str | Path, model: str | None = None) -> tuple[fx.GraphMod
     with _open(path) as file:
         try:
             for site, encoding in metadata["encodings"].items():
-                if encoding["kind"] == "affine":
+                if encoding["kind"] in _ENCODINGS:
                     state[site] = _read_encoding(file, site, encoding).decode()
                 else:
                     grids[site] = _read_grid(file, site, encoding)
@@ -195,26 +213,42 @@ def _open(path: str | Path) -> safe_open:
         raise UserError(f"{path} is not a readable safetensors file: {error}") from None
 
 
-def _read_encoding(file: safe_open, site: str, encoding: dict[str, Any]) -> AffineEncoding:
+def _read_encoding(file: safe_open, site: str, encoding: dict[str, Any]) -> Encoding:
     layout = (tuple(encoding["shape"]), encoding["axis"], tuple(encoding["group_sizes"]), tuple(encoding["bits"]))
-    scale = file.get_tensor(f"{_TABLES}{site}.scale")
-    offset_name = f"{_TABLES}{site}.offset"
-    has_offset = offset_name in file.keys()  # noqa: SIM118 - not a dict
-    return AffineEncoding(
-        codes=AffineEncoding.unpack_codes(file.get_tensor(_CODES + site), *layout),
-        scale=scale,
-        zero_point=file.get_tensor(f"{_TABLES}{site}.zero_point"),
-        offset=file.get_tensor(offset_name) if has_offset else torch.zeros_like(scale),
-        axis=layout[1],
-        group_sizes=layout[2],
-        bits=layout[3],
-    )
+    cls, parts, optional = _ENCODINGS[encoding["kind"]]
+    present = set(file.keys())
+    tables = {part: file.get_tensor(f"{_TABLES}{site}.{part}") for part in parts if part not in optional}
+    for part in optional:
+        name = f"{_TABLES}{site}.{part}"
+        tables[part] = file.get_tensor(name) if name in present else torch.zeros_like(tables[parts[0]])
+    codes = cls.unpack_codes(file.get_tensor(_CODES + site), *layout)
+    widths = "planes" if cls is PlanesEncoding else "bits"
+    return cls(codes=codes, axis=layout[1], group_sizes=layout[2], **{widths: layout[3]}, **tables)
 
 
-def _read_grid(file: safe_open, site: str, encoding: dict[str, Any]) -> AffineQuantizer:
-    bit_width = int(file.get_tensor(f"{_TABLES}{site}.bit_width"))
-    grid = AffineQuantizer(bit_width, channels=encoding["channels"])
-    for part in _GRID:
-        buffer = getattr(grid, part)
-        buffer.copy_(file.get_tensor(f"{_TABLES}{site}.{part}").reshape(buffer.shape).to(buffer.dtype))
+def _describe_grid(grid: nn.Module) -> dict[str, Any]:
+    """What rebuilds a grid besides its buffers.
+
+    Raises:
+        TypeError: no grid that a packed file can hold.
+    """
+    for kind, cls in _GRIDS.items():
+        if type(grid) is cls:
+            described: dict[str, Any] = {"kind": kind, "channels": getattr(grid, "channels", None)}
+            if kind == "offset_grid":
+                described["channels"] = grid.grid.channels
+            return described | ({"ties_up": grid.ties_up} if kind == "levels_grid" else {})
+    raise TypeError(f"a packed file holds no activation grid of type {type(grid).__name__}")
+
+
+def _read_grid(file: safe_open, site: str, encoding: dict[str, Any]) -> nn.Module:
+    prefix = f"{_TABLES}{site}."
+    values = {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+    width = values["grid.bit_width" if encoding["kind"] == "offset_grid" else "bit_width"]
+    settings: dict[str, Any] = {"channels": encoding["channels"]}
+    if encoding["kind"] == "levels_grid":
+        settings |= {"levels": values["levels"], "thresholds": values["thresholds"], "ties_up": encoding["ties_up"]}
+    grid = _GRIDS[encoding["kind"]](int(width), **settings)
+    own = grid.state_dict()
+    grid.load_state_dict({name: value.reshape(own[name].shape).to(own[name].dtype) for name, value in values.items()})
     return grid

@@ -13,6 +13,12 @@ from common.graph import activation_outputs, find_sites, insert_quantizers, laye
 from common.models import build_model
 from common.packing import load_packed, read_metadata, save_packed, size_account
 from common.quantizers import AffineQuantizer, SymmetricQuantizer
+from common.quantizers.binary import BWN
+from common.quantizers.half_wave import HWGQ
+from common.quantizers.levels import LevelsQuantizer
+from common.quantizers.lsq import LSQ
+from common.quantizers.planes import PlanesQuantizer
+from common.quantizers.ternary import TTQ
 
 SIZES = {"conv1": 144, "block.conv1": 2304, "block.conv2": 2304, "conv2": 4608, "conv3": 9216, "linear": 320}
 WIDTHS = dict(zip(SIZES, (8, 3, 1, 4, 2, 5), strict=True))
@@ -227,3 +233,88 @@ def test_loading_never_fetches_pretrained_weights(packed, monkeypatch):
     rewrite(packed, lambda t, h: h.update(network=network))
     load_packed(packed)
     assert arguments == {"num_classes": 10}
+
+
+def scaled(quantizer, weight):
+    quantizer.scale.copy_(weight.flatten(1).abs().amax(1))
+    return quantizer
+
+
+WEIGHTS = {
+    "levels": lambda weight: TTQ(),
+    "levels per channel": lambda weight: scaled(LevelsQuantizer(3, channels=len(weight)), weight),
+    "planes": lambda weight: PlanesQuantizer(3),
+    "planes per channel": lambda weight: BWN(channels=len(weight)),
+    "offset": lambda weight: LSQ(4, channels=len(weight), offset=True),
+}
+INPUTS = {
+    "levels": lambda: HWGQ(2),
+    "tied downwards": lambda: LevelsQuantizer(2, signed=False, levels=[0.0, 0.25, 1.0], ties_up=False),
+    "offset": lambda: LSQ(3, signed=False, offset=True, batched=True),
+    "planes": lambda: PlanesQuantizer(2),
+}
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_levels_planes_and_offsets_come_back_bit_by_bit(tmp_path, weights, inputs):
+    torch.manual_seed(1)
+    network = trace(build_model("digits_net"), EXAMPLE)
+    chosen, codes = {}, 0
+    for layer in layer_table(network, EXAMPLE):
+        weight = network.get_submodule(layer.name).weight.detach()
+        quantizer = WEIGHTS[weights](weight)
+        if hasattr(quantizer, "calibrate"):
+            quantizer.calibrate(weight)
+        chosen[f"{layer.name}.weight"] = quantizer
+        codes += -(-weight.numel() * int(quantizer.bit_width) // 8)
+        if layer.name != "conv1":
+            chosen[f"{layer.name}.input"] = INPUTS[inputs]()
+            if hasattr(chosen[f"{layer.name}.input"], "calibrate"):
+                chosen[f"{layer.name}.input"].calibrate(torch.rand(500))
+    insert_quantizers(network, chosen)
+    network.eval()
+    policy = BitPolicy("digits_net", (1, 8, 8), {name: int(q.bit_width) for name, q in chosen.items()})
+    path = tmp_path / "packed.safetensors"
+    account = save_packed(path, network, policy, num_classes=10)
+    assert account["codes_bytes"] == codes
+    assert sum(account[f"{part}_bytes"] for part in ("codes", "tables", "floats", "header")) == path.stat().st_size
+    loaded, metadata = load_packed(path)
+    assert metadata["policy"] == policy
+    x = torch.randn(32, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), network(x))
+
+
+@pytest.mark.parametrize(
+    "part, value, message",
+    [
+        ("levels", torch.tensor([1.0, 0.0, 2.0]), "levels must be 2 to 4 ascending numbers"),
+        ("thresholds", torch.zeros(7), "thresholds must be 2 ascending numbers"),
+        ("bit_width", torch.tensor(99.0), "bit_width of LevelsQuantizer must be one of"),
+    ],
+)
+def test_a_damaged_table_of_levels_is_refused(tmp_path, part, value, message):
+    network = trace(build_model("digits_net"), EXAMPLE)
+    insert_quantizers(network, {"conv2.input": INPUTS["tied downwards"]()})
+    path = tmp_path / "packed.safetensors"
+    save_packed(path, network.eval(), BitPolicy("digits_net", (1, 8, 8), {"conv2.input": 2}), num_classes=10)
+
+    def change(tensors, header):
+        tensors[f"tables/conv2.input.{part}"] = value
+
+    rewrite(path, change)
+    with pytest.raises(UserError, match=message) as caught:
+        load_packed(path)
+    one_line(caught)
+
+
+def test_a_grid_that_no_file_holds_is_named(tmp_path):
+    class Strange(LevelsQuantizer):
+        def inference_form(self):
+            return self
+
+    network = trace(build_model("digits_net"), EXAMPLE)
+    insert_quantizers(network, {"conv2.input": Strange(2)})
+    with pytest.raises(TypeError, match="holds no activation grid of type Strange"):
+        save_packed(tmp_path / "x", network, BitPolicy("digits_net", (1, 8, 8), {"conv2.input": 2}), num_classes=10)
