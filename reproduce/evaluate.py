@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from common.command_line import Parser
-from common.compression import activation_compression_rate, weight_compression_rate
+from common.compression import FLOAT_BITS, activation_compression_rate, weight_compression_rate
 from common.errors import UserError
 from common.graph import find_sites
 from common.packing import load_packed, size_account
@@ -86,10 +86,9 @@ def evaluate(
     if tuple(data.input_shape) != tuple(policy.input_shape):
         raise UserError(f"{name} has images of {tuple(data.input_shape)}, {file} takes {tuple(policy.input_shape)}")
     sites = {site.name: site for site in find_sites(network, torch.zeros(2, *policy.input_shape))}
-    elements = {
-        kind: {site: sites[site].num_elements for site in policy.sites if sites[site].kind == kind}
-        for kind in ("weight", "tensor")
-    }
+    weights = {name: site.num_elements for name, site in sites.items() if site.kind == "weight"}
+    widths = {name: FLOAT_BITS for name in weights} | dict(policy.sites)
+    inputs = {name: sites[name].num_elements for name in policy.sites if sites[name].kind in ("tensor", "edge")}
     try:
         network = network.to(device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
@@ -100,8 +99,8 @@ def evaluate(
         "method": made.get("method", "an unnamed method"),
         "data": name,
         **accuracy(network, data.test_dataloader(), device),
-        "wcr": weight_compression_rate(elements["weight"], policy.sites),
-        "acr": activation_compression_rate(elements["tensor"], policy.sites) if elements["tensor"] else None,
+        "wcr": weight_compression_rate(weights, widths),
+        "acr": activation_compression_rate(inputs, policy.sites) if inputs else None,
         "bytes": size_account(file),
     }
 

@@ -376,8 +376,9 @@ def _results(
     network, _ = load_packed(file, settings.model["model"])
     measured = accuracy(network.to(device), data.test_dataloader(), device)
     account = size_account(file)
-    num_weights = sum(module.num_elements("weight").values())
-    wcr = 4 * num_weights / account["codes_bytes"]
+    float_weights = module.num_float_weights() if hasattr(module, "num_float_weights") else 0
+    num_weights = sum(module.num_elements("weight").values()) + float_weights
+    wcr = 4 * num_weights / (account["codes_bytes"] + 4 * float_weights)
     if wcr != module.wcr():
         raise RuntimeError(f"the packed codes give WCR {wcr}, the policy {module.wcr()}")
     cells |= {name: measured[name] for name in ("top1", "top5") if name in measured}
