@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.quantizers.lsq import MIN_SCALE, OffsetQuantizer, UniformQuantizer, quantize_learned
+from common.quantizers.lsq import MIN_SCALE, OffsetQuantizer, UniformQuantizer, computed, quantize_learned
 from common.quantizers.modules import AffineQuantizer, Traits
 from common.quantizers.transformed import TransformedQuantizer
 
@@ -70,7 +70,7 @@ class _Rescale(nn.Module):
         self.raw_clip = nn.Parameter(inverse_softplus(torch.tensor(1.0)))
 
     def forward(self, x: Tensor, output_scale: Tensor) -> Tensor:
-        values, ratio = x.to(self.raw_clip.dtype), output_scale / F.softplus(self.raw_clip)
+        values, ratio = x.to(self.raw_clip.dtype), computed(output_scale / F.softplus(self.raw_clip))
         if not self.offset:
             return (values * ratio).to(x.dtype)
         return ((values - self.offset) * ratio + self.offset).to(x.dtype)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from common.quantizers.levels import LevelsQuantizer, midpoints, project
+from common.quantizers.lsq import keep_where
 from common.quantizers.modules import Traits
-from common.quantizers.planes import straight_through
 
 GRADIENTS = ("clipped", "relu", "log_tailed")
 
@@ -100,11 +100,23 @@ class HWGQ(LevelsQuantizer):
         self.gradient = gradient
 
     def forward(self, x: Tensor) -> Tensor:
-        steps = x.detach().to(self.scale.dtype) / self.scale
-        grid = project(steps, self.levels, self.thresholds, self.ties_up).mul(self.scale)
-        slope = steps > 0
-        if self.gradient == "clipped":
-            slope = slope & (steps <= self.quant_max)
-        elif self.gradient == "log_tailed":
-            slope = torch.where(steps > self.quant_max, 1 / (steps - self.quant_max + 1), slope.to(steps.dtype))
-        return straight_through(grid.to(x.dtype), x, slope)
+        return _HalfWave.apply(x, self.scale, self.levels, self.thresholds, self.gradient)
+
+
+class _HalfWave(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale, levels, thresholds, gradient):
+        ctx.save_for_backward(x, scale * levels[-1])
+        ctx.gradient = gradient
+        return project(x.to(scale.dtype) / scale, levels, thresholds, ties_up=False).mul(scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, top = ctx.saved_tensors
+        values, passed = x.to(top.dtype), grad.to(top.dtype)
+        if ctx.gradient == "clipped":
+            margin = torch.minimum(values, torch.nextafter(top, 2 * top) - values)  # the upper end is inside
+            return keep_where(margin, passed, closed=False).to(x.dtype), None, None, None, None
+        if ctx.gradient == "log_tailed":
+            passed = passed / (1 + torch.relu(values - top))
+        return keep_where(values, passed, closed=False).to(x.dtype), None, None, None, None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from common.quantizers.functional import recomputed
-from common.quantizers.lsq import UniformQuantizer, positive, quantize_learned
+from common.quantizers.lsq import UniformQuantizer, keep_where, positive, quantize_learned
 from common.quantizers.modules import Traits
 
 MIN_ALPHA = 1e-3
@@ -42,8 +42,7 @@ def pact(x: Tensor, alpha: Tensor, steps: Tensor) -> Tensor:
 
 def _quantized(x: Tensor, alpha: Tensor, steps: Tensor) -> Tensor:
     scale = alpha / steps
-    grid = torch.clamp(torch.div(x.to(scale.dtype), scale).round_(), torch.zeros_like(steps), steps)
-    return grid.mul_(scale)
+    return torch.div(x.to(scale.dtype), scale).round_().clamp_min_(0).clamp_max_(steps).mul_(scale)
 
 
 def _pact_plain(x: Tensor, alpha: Tensor, steps: Tensor) -> Tensor:
@@ -52,7 +51,7 @@ def _pact_plain(x: Tensor, alpha: Tensor, steps: Tensor) -> Tensor:
 
 
 class _PactEager(torch.autograd.Function):
-    """The same in eager mode: keeps x alone and makes the masks again."""
+    """The same in eager mode: keeps x alone and finds out again where it was clipped."""
 
     @staticmethod
     def forward(ctx, x, alpha, steps):
@@ -63,9 +62,9 @@ class _PactEager(torch.autograd.Function):
     def backward(ctx, grad):
         x, alpha = ctx.saved_tensors
         values, grad = x.to(alpha.dtype), grad.to(alpha.dtype)
-        above = values >= alpha
-        grad_x = torch.where((values < 0) | above, 0.0, grad).to(x.dtype)
-        return grad_x, torch.where(above, grad, 0.0).sum() if ctx.needs_input_grad[1] else None, None
+        above = keep_where(values - alpha, grad)
+        grad_x = keep_where(values, torch.sub(grad, above)).to(x.dtype)
+        return grad_x, above.sum() if ctx.needs_input_grad[1] else None, None
 
 
 class PACT(UniformQuantizer):

@@ -4,6 +4,9 @@ import math
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from common.quantizers.lsq import LSQ, OffsetQuantizer, learned_scale, positive, quantize_learned, scale_gradient
 
@@ -125,6 +128,29 @@ def test_compiled_is_eager(inside, straight, per_channel):
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
     torch.testing.assert_close(results[0][2], results[1][2], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("inside", ["open", "closed", "rounded"])
+def test_compiled_forward_hands_on_no_masks(inside):
+    found = []
+
+    def forward(graph_module, inputs):
+        (outputs,) = next(node for node in graph_module.graph.nodes if node.op == "output").args
+        found.extend(node.meta["val"] for node in outputs if node is not None)
+        return make_boxed_func(graph_module)
+
+    backend = aot_autograd(
+        fw_compiler=forward,
+        bw_compiler=lambda graph_module, inputs: make_boxed_func(graph_module),
+        partition_fn=min_cut_rematerialization_partition,
+    )
+    torch._dynamo.reset()
+    low, high = torch.tensor(-4.0), torch.tensor(3.0)
+    compiled = torch.compile(
+        lambda x, s: quantize_learned(x * 2, s, low, high, inside), backend=backend, fullgraph=True
+    )
+    compiled(torch.randn(8, 100, requires_grad=True), torch.tensor(0.3, requires_grad=True)).sum().backward()
+    assert {v.dtype for v in found if isinstance(v, torch.Tensor) and v.numel() > 1} == {torch.float32}
 
 
 def test_straight_gradient_passes_everywhere_and_leaves_the_scale_alone():
