@@ -28,24 +28,32 @@ def quantizer_classes() -> list[type[Quantizer]]:
     return sorted(found, key=lambda cls: cls.__name__)
 
 
-CASES = [
-    pytest.param(cls, bit_width, signed, id=f"{cls.__name__}-{bit_width}-{'signed' if signed else 'unsigned'}")
-    for cls in quantizer_classes()
-    for bit_width in cls.traits.bit_widths
-    for signed in (True, False)
-    if (cls.traits.signed if signed else cls.traits.unsigned)
-]
-every_case = pytest.mark.parametrize("cls, bit_width, signed", CASES)
 # Their thresholds lie elsewhere than halfway between levels, so that their form agrees with them on the levels alone.
 OWN_THRESHOLDS = {"TWN", "ABCNetWeights"}
 
 
-def affine_form(quantizer):
-    """Its plain form; skips where the levels are no evenly spaced grid with halves between them."""
-    form = quantizer.inference_form()
-    if type(form) is not AffineQuantizer or type(quantizer).__name__ in OWN_THRESHOLDS:
-        pytest.skip(f"{type(quantizer).__name__} has levels of its own")
-    return form
+def cases(applies=lambda cls, bit_width, signed: True):
+    """Every class, width and sign that the traits declare, as far as a property applies to it."""
+    return pytest.mark.parametrize(
+        "cls, bit_width, signed",
+        [
+            pytest.param(cls, bit_width, signed, id=f"{cls.__name__}-{bit_width}-{'signed' if signed else 'unsigned'}")
+            for cls in quantizer_classes()
+            for bit_width in cls.traits.bit_widths
+            for signed in (True, False)
+            if (cls.traits.signed if signed else cls.traits.unsigned) and applies(cls, bit_width, signed)
+        ],
+    )
+
+
+def is_evenly_spaced(cls, bit_width, signed) -> bool:
+    """Whether the levels are an evenly spaced grid with thresholds halfway between them."""
+    plain = type(cls.of_width(bit_width, signed).inference_form()) is AffineQuantizer
+    return plain and cls.__name__ not in OWN_THRESHOLDS
+
+
+every_case = cases()
+evenly_spaced_case = cases(is_evenly_spaced)
 
 
 def values() -> torch.Tensor:
@@ -111,10 +119,8 @@ def test_order_is_kept(cls, bit_width, signed):
     assert (fitted(cls, bit_width, signed, values())(values()).diff() >= 0).all()
 
 
-@every_case
+@cases(lambda cls, bit_width, signed: cls.traits.zero_is_level)
 def test_zero_stays_zero(cls, bit_width, signed):
-    if not cls.traits.zero_is_level:
-        pytest.skip(f"zero is no level of {cls.__name__}")
     assert not fitted(cls, bit_width, signed, values())(torch.zeros(3)).any()
 
 
@@ -124,10 +130,10 @@ def test_unsigned_ranges_hold_nothing_below_zero(cls, bit_width, signed):
     assert lowest >= 0 if not signed else lowest <= 0
 
 
-@every_case
+@evenly_spaced_case
 def test_error_is_at_most_half_a_step_inside_the_range(cls, bit_width, signed):
     quantizer = fitted(cls, bit_width, signed, values())
-    grid = affine_form(quantizer)
+    grid = quantizer.inference_form()
     low, high = grid.quant_min * grid.scale, grid.quant_max * grid.scale
     x = values()
     inside = x[(x >= low) & (x <= high)]
@@ -136,12 +142,17 @@ def test_error_is_at_most_half_a_step_inside_the_range(cls, bit_width, signed):
 
 
 @every_case
-def test_values_outside_the_range_go_to_its_ends(cls, bit_width, signed):
+def test_values_outside_the_range_go_to_the_ends_of_the_levels(cls, bit_width, signed):
     quantizer = fitted(cls, bit_width, signed, values())
     levels = quantizer(torch.linspace(-8, 8, 10_000))
     far = quantizer(torch.tensor([-1e4, 1e4]))
     assert far[0] <= levels.min() and far[1] >= levels.max()
-    grid = affine_form(quantizer)
+
+
+@evenly_spaced_case
+def test_values_outside_the_range_go_to_its_ends(cls, bit_width, signed):
+    quantizer = fitted(cls, bit_width, signed, values())
+    grid = quantizer.inference_form()
     ends = quantizer(torch.tensor([-1e4, 1e4]))
     assert torch.equal(ends + 0.0, torch.stack([grid.quant_min * grid.scale, grid.quant_max * grid.scale]) + 0.0)
 
@@ -181,11 +192,16 @@ def test_unsupported_widths_name_the_argument(cls, beyond):
         cls.of_width(width, signed=True)
 
 
-@pytest.mark.parametrize("cls", [cls for cls in quantizer_classes() if cls.traits.per_channel])
-@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize(
+    "cls, signed",
+    [
+        (cls, signed)
+        for cls in quantizer_classes()
+        for signed in (True, False)
+        if cls.traits.per_channel and (cls.traits.signed if signed else cls.traits.unsigned)
+    ],
+)
 def test_per_channel_equals_a_loop_over_channels(cls, signed):
-    if not (cls.traits.signed if signed else cls.traits.unsigned):
-        pytest.skip(f"{cls.__name__} has no such range")
     x = torch.randn(6, 2, 3, 3, generator=torch.Generator().manual_seed(2))
     width = 3 if 3 in cls.traits.bit_widths else max(cls.traits.bit_widths)
     quantizer, singles = cls(width, signed, channels=6), [cls(width, signed) for _ in range(6)]
