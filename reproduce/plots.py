@@ -107,7 +107,7 @@ def plot_compression(history: Sequence[Mapping[str, Any]], path: str | Path) -> 
         if shown == "wcr":
             rates.plot(steps, _column(entries, "policy/wcr"), color=RED, lw=2, label="actual (chosen widths)")
         rates.set_ylabel("weight compression rate" if shown == "wcr" else "cost under the constraint")
-        rates.set_title("Weight compression over training")
+        rates.set_title("Weight compression over training" if shown == "wcr" else "Cost over training")
         rates.legend(loc="best")
         temperature.plot(steps, _column(entries, "policy/temperature"), color=GREEN, lw=1.5)
         temperature.set_ylabel("temperature")
