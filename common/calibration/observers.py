@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
 import torch
@@ -73,17 +74,18 @@ def set_symmetric_range(quantizer: AffineQuantizer, max_abs: Tensor, full_range:
         quantizer.quant_min.copy_(-quantizer.quant_max - float(full_range))
 
 
-class Observer(nn.Module):
+class Observer(nn.Module, ABC):
     """Records statistics of what it sees and returns it unchanged, so that it can stand where a quantizer will."""
 
     def forward(self, x: Tensor) -> Tensor:
         self.update(x)
         return x
 
+    @abstractmethod
     def update(self, x: Tensor) -> None:
         """See one batch, (N, ...); statistics are taken in float32 or better."""
-        raise NotImplementedError
 
+    @abstractmethod
     def range(self, bit_width: int, signed: bool = True) -> tuple[Tensor, Tensor]:
         """(minimum, maximum) that a grid of `bit_width` bits should cover, float32.
 
@@ -92,11 +94,10 @@ class Observer(nn.Module):
         Raises:
             ValueError: nothing was seen, or values that are not finite; a bit-width that the rule does not have.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def merge(self, other: Observer) -> None:
         """Add what another observer of this class and setting saw, after this one."""
-        raise NotImplementedError
 
     def synchronize(self) -> None:
         """Give the observer of every process what all of them saw, in the order of ranks; alone, do nothing."""

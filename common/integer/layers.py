@@ -16,6 +16,7 @@ layer whose sums could leave int32 is refused when it is made, so every partial 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -217,7 +218,7 @@ class Regrid(nn.Module):
         return self.requantize(codes - self.input_grid.zero_point)
 
 
-class _WeightedLayer(nn.Module):
+class _WeightedLayer(nn.Module, ABC):
     """What linear layers and convolutions share; subclasses say how products are summed.
 
     Args:
@@ -289,13 +290,13 @@ class _WeightedLayer(nn.Module):
                 addend = self._per_channel(real_bias / output_grid.scale)
             self.requantize = Requantize(multiplier, output_grid, addend, activation, rounding)
 
+    @abstractmethod
     def _per_channel(self, values: Tensor) -> Tensor:
         """(out_channels,) in the shape that broadcasts to the output."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _sums(self, codes: Tensor, weight: Tensor) -> Tensor:
         """Sums of products of codes with a weight, float64 both."""
-        raise NotImplementedError
 
     def accumulate(self, codes: Tensor) -> Tensor:
         """int32 accumulators, bias included: the real outputs are `accumulator_scale` times these."""

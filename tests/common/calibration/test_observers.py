@@ -11,7 +11,6 @@ import torch
 from common.calibration.aciq import ACIQObserver
 from common.calibration.kl import KLObserver
 from common.calibration.observers import (
-    HistogramObserver,
     MeanExtremesObserver,
     MinMaxObserver,
     MovingAverageObserver,
@@ -393,7 +392,7 @@ def test_the_histogram_counts_every_value_once():
     torch.manual_seed(0)
     x = torch.randn(100_000)
     x[::3] = 0
-    observer = HistogramObserver(bins=256)
+    observer = MSEObserver(bins=256)
     for part in (0.01 * x, x, 0.5 * x):
         observer.update(part)
     values = torch.cat([0.01 * x, x, 0.5 * x])
@@ -415,13 +414,13 @@ def test_the_histogram_takes_values_of_any_size(scale):
 
 
 def test_values_smaller_than_a_bin_of_larger_ones_join_it():
-    observer = seen(HistogramObserver(), torch.tensor([1e-20, -1e-20]), torch.tensor([1.0]))
+    observer = seen(MSEObserver(), torch.tensor([1e-20, -1e-20]), torch.tensor([1.0]))
     assert observer.histogram[observer.half] == 1 == observer.histogram[observer.half - 1]
 
 
 def test_the_number_of_bins_is_a_power_of_two():
     with pytest.raises(ValueError, match="bins must be a power of two, got 2000"):
-        HistogramObserver(2000)
+        MSEObserver(bins=2000)
 
 
 # least squared error
