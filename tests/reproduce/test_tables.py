@@ -5,6 +5,7 @@ import json
 import pytest
 
 from common.errors import UserError
+from reproduce import tables
 from reproduce.tables import (
     Column,
     Printed,
@@ -97,10 +98,11 @@ def test_numbers_are_read_as_numbers(text, value):
     assert type(read) is type(value)
 
 
+@pytest.mark.parametrize("loader", [tables._Loader, tables._TableLoader])
 @pytest.mark.parametrize("text", ["a: [1", "!!python/object/apply:os.getcwd []", "a: b: c"])
-def test_what_is_no_plain_yaml_is_refused(text):
+def test_what_is_no_plain_yaml_is_refused(text, loader):
     with pytest.raises(UserError, match=r"^file\.yaml.*: not valid YAML"):
-        parse_yaml(text, "file.yaml")
+        parse_yaml(text, "file.yaml", loader)
 
 
 @pytest.mark.parametrize("name", ["hmq/tabel1", "nothing/table1", "hmq", "../hmq/table1", "hmq/../../x"])
