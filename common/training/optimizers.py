@@ -26,6 +26,22 @@ def decay(name: str, total_steps: int) -> Factor:
     raise UserError(f"unknown learning_rate_schedule {name!r}: choose constant or cosine")
 
 
+def learning_rate_factor(name: str, total_steps: int, drops: Sequence[float] = ()) -> Factor:
+    """`decay`, or "linear" from 1 to 0, times 0.1 from every fraction of the training in `drops` on.
+
+    Raises:
+        UserError: another name; a fraction that is not between 0 and 1.
+    """
+    if outside := [drop for drop in drops if not 0 < drop < 1]:
+        raise UserError(f"learning_rate_drops are fractions of the training between 0 and 1, got {outside[0]}")
+    base = _linear(total_steps) if name == "linear" else decay(name, total_steps)
+    return lambda step: base(step) * 0.1 ** sum(step >= drop * total_steps for drop in drops)
+
+
+def _linear(total_steps: int) -> Factor:
+    return lambda step: 1 - min(step, total_steps) / max(1, total_steps)
+
+
 def with_factors(
     optimizer: torch.optim.Optimizer, factors: Sequence[Factor], batches_per_step: int = 1
 ) -> dict[str, Any]:

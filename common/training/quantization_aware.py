@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pytorch_lightning.callbacks import Callback
@@ -15,7 +15,8 @@ from common.callbacks import PolicyLogger, SavePacked
 from common.compression import FLOAT_BITS, activation_compression_rate, packed_bytes
 from common.errors import UserError
 from common.graph import Layer, Site
-from common.training.optimizers import decay, with_factors
+from common.quantizers.lsq import LSQ
+from common.training.optimizers import learning_rate_factor, with_factors
 from common.training.quantized_module import QuantizedModule
 
 CALIBRATION_VALUES = 2**18  # kept of each tensor and batch where several batches are seen
@@ -25,19 +26,23 @@ class QuantizationAware(QuantizedModule):
     """Trains the float weights behind quantizers; a paper folder says which ones.
 
     Subclasses define `weight_quantizer` and `input_quantizer`. A quantizer may have `calibrate(x)`, called once with
-    weights or activations, and `after_step()`, called after every optimizer step (clip, clamp, re-cluster).
+    weights or activations, `draw(key, step)`, called before every step (random numbers), and `after_step()`, called
+    after every optimizer step (clamp, re-cluster).
 
     Args:
         weight_bit_width, activation_bit_width: of all layers but the first and the last; 32 is float.
         first_last: weights and inputs of the first and the last layer: "float", "8bit" or "same" as the others. The
-            image itself is never quantized: it has 8 bits to begin with.
+            image itself is never quantized: it has 8 bits to begin with. A method without 8 bits of its own takes LSQ's
+            there.
         batch_norm: "train", or "freeze" the running statistics.
+        batch_norm_freeze_at: with "freeze": from this fraction of the training on; 0 is from the start.
         optimizer: "sgd" (Nesterov momentum where `nesterov`), "adam" or "radam" (decoupled weight decay).
         learning_rate, momentum, weight_decay: of the network's parameters.
         decay_norms: whether batch norm and biases decay too.
         quantizer_learning_rate: learned parameters of quantizers, in multiples of `learning_rate`.
         quantizer_weight_decay: theirs.
-        learning_rate_schedule: "constant" or "cosine" down to 0.
+        learning_rate_schedule: "constant", or "cosine" or "linear" down to 0.
+        learning_rate_drops: fractions of the training from which on the rate is a tenth of what it was.
         log_every_n_steps: of bit-widths and compression.
 
     Other arguments: see QuantizedModule; one batch calibrates.
@@ -52,6 +57,7 @@ class QuantizationAware(QuantizedModule):
         activation_bit_width: int = 4,
         first_last: Literal["float", "8bit", "same"] = "8bit",
         batch_norm: Literal["train", "freeze"] = "train",
+        batch_norm_freeze_at: float = 0.0,
         optimizer: Literal["sgd", "adam", "radam"] = "sgd",
         learning_rate: float = 0.01,
         momentum: float = 0.9,
@@ -61,6 +67,7 @@ class QuantizationAware(QuantizedModule):
         quantizer_learning_rate: float = 1.0,
         quantizer_weight_decay: float = 0.0,
         learning_rate_schedule: str = "cosine",
+        learning_rate_drops: list[float] | None = None,
         log_every_n_steps: int = 50,
         calibration_batches: int = 1,
         **kwargs: Any,
@@ -73,15 +80,21 @@ class QuantizationAware(QuantizedModule):
         ):
             if value not in words:
                 raise UserError(f"{name} must be one of {', '.join(words)}, got {value!r}")
-        decay(learning_rate_schedule, 1)  # refuse an unknown name now
-        self.first_last, self.batch_norm, self.optimizer_name = first_last, batch_norm, optimizer
+        if not 0 <= batch_norm_freeze_at <= 1:
+            raise UserError(f"batch_norm_freeze_at must be a fraction of the training, got {batch_norm_freeze_at}")
+        learning_rate_factor(learning_rate_schedule, 1, learning_rate_drops or ())  # refuse what is unknown now
+        self.first_last, self.optimizer_name = first_last, optimizer
+        self.batch_norm, self.batch_norm_freeze_at = batch_norm, batch_norm_freeze_at
         self.weight_bit_width, self.activation_bit_width = weight_bit_width, activation_bit_width
         self.learning_rate, self.momentum, self.nesterov = learning_rate, momentum, nesterov
         self.weight_decay, self.decay_norms = weight_decay, decay_norms
         self.quantizer_learning_rate = quantizer_learning_rate
         self.quantizer_weight_decay = quantizer_weight_decay
-        self.learning_rate_schedule, self.log_every_n_steps = learning_rate_schedule, log_every_n_steps
+        self.learning_rate_schedule, self.learning_rate_drops = learning_rate_schedule, learning_rate_drops or []
+        self.log_every_n_steps = log_every_n_steps
         self.insert(self._choose())
+
+    own_eight_bits: ClassVar[bool] = True  # whether the quantizers below also serve "8bit" first and last layers
 
     # -- what a method says -----------------------------------------------------------------------------------------
 
@@ -98,22 +111,32 @@ class QuantizationAware(QuantizedModule):
     def widths_of(self, layer: Layer) -> tuple[int, int]:
         """(weight, input) widths of a layer by the first/last rule; 32 is float."""
         widths = self.weight_bit_width, self.activation_bit_width
-        if layer.name in (self.layers[0].name, self.layers[-1].name):
+        if self.is_outer(layer):
             # What is float stays so: a weights-only run has no 8-bit inputs either.
             special = {"float": FLOAT_BITS, "8bit": 8}
             if self.first_last in special:
                 widths = tuple(FLOAT_BITS if w == FLOAT_BITS else special[self.first_last] for w in widths)
         return widths
 
+    def is_outer(self, layer: Layer) -> bool:
+        """Whether it is the first or the last layer."""
+        return layer.name in (self.layers[0].name, self.layers[-1].name)
+
     def _choose(self) -> dict[str, nn.Module]:
         chosen: dict[str, nn.Module] = {}
         for layer in self.layers:
             weight_bits, input_bits = self.widths_of(layer)
+            lent = self.is_outer(layer) and self.first_last == "8bit" and not self.own_eight_bits
+            site = self.sites[f"{layer.name}.input"]
             try:
                 if input_bits < FLOAT_BITS and not any(read.is_image for read in layer.reads):
-                    chosen[f"{layer.name}.input"] = self.input_quantizer(self.sites[f"{layer.name}.input"], input_bits)
+                    if lent:
+                        chosen[site.name] = LSQ(input_bits, signed=not site.non_negative, batched=True)
+                    else:
+                        chosen[site.name] = self.input_quantizer(site, input_bits)
                 if weight_bits < FLOAT_BITS:
-                    chosen[f"{layer.name}.weight"] = self.weight_quantizer(layer, weight_bits)
+                    weight = LSQ(weight_bits, signed=True) if lent else self.weight_quantizer(layer, weight_bits)
+                    chosen[f"{layer.name}.weight"] = weight
             except ValueError as error:
                 raise UserError(f"{type(self).__name__}, layer {layer.name}: {error}") from None
         return chosen
@@ -161,11 +184,28 @@ class QuantizationAware(QuantizedModule):
     def configure_callbacks(self) -> list[Callback]:
         return [PolicyLogger(self.log_every_n_steps), SavePacked()]
 
+    def latent_weights(self) -> dict[str, nn.Parameter]:
+        """Weight site -> the float weights behind its quantizer."""
+        return {site: self.network.get_parameter(site) for site in self.quantizers_of("weight")}
+
+    def progress(self) -> float:
+        """Fraction of the training that is over, by batches begun."""
+        return self.step / max(1, self.total_steps)
+
     def on_train_epoch_start(self) -> None:
-        if self.batch_norm == "freeze":
+        self._freeze_batch_norm()  # Lightning has put the network into train mode
+
+    def _freeze_batch_norm(self) -> None:
+        if self.batch_norm == "freeze" and self.progress() >= self.batch_norm_freeze_at:
             for module in self.network.modules():
-                if isinstance(module, _BatchNorm):
+                if isinstance(module, _BatchNorm) and module.training:
                     module.eval()
+
+    def before_step(self, images: Tensor) -> None:
+        self._freeze_batch_norm()
+        for site, quantizer in self.quantizers.items():
+            if hasattr(quantizer, "draw"):
+                quantizer.draw(self.noise_key(site), self.step)
 
     def after_optimizer_step(self) -> None:
         for quantizer in self.quantizers.values():
@@ -195,5 +235,5 @@ class QuantizationAware(QuantizedModule):
             optimizer = torch.optim.Adam(groups, lr=rate)
         else:
             optimizer = torch.optim.RAdam(groups, lr=rate, decoupled_weight_decay=True)
-        factor = decay(self.learning_rate_schedule, self.total_steps)
+        factor = learning_rate_factor(self.learning_rate_schedule, self.total_steps, self.learning_rate_drops)
         return with_factors(optimizer, [factor] * len(groups), self.trainer.accumulate_grad_batches)

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import Callback
 from torch import nn
 
 from common.errors import UserError
 from common.quantizers import SymmetricQuantizer
+from common.quantizers.lsq import LSQ
 from common.training.quantization_aware import QuantizationAware
 from data import DigitsData
 
@@ -141,3 +143,44 @@ def test_several_batches_are_sampled(monkeypatch):
     data.setup()
     module.calibrate(images for images, _ in data.calibration_batches(3))
     assert module.quantizers["linear.input"].seen.shape == (300,)
+
+
+class Lent(Invented):
+    own_eight_bits = False
+
+
+def test_a_method_without_eight_bits_takes_those_of_lsq_at_both_ends():
+    module = Lent(weight_bit_width=2, activation_bit_width=4, first_last="8bit")
+    kinds = {name: type(quantizer) for name, quantizer in module.quantizers.items()}
+    assert {name for name, kind in kinds.items() if kind is LSQ} == {"conv1.weight", "linear.weight", "linear.input"}
+    assert {name for name, width in bits(module).items() if width == 8} == {
+        "conv1.weight", "linear.weight", "linear.input",
+    }  # fmt: skip
+    assert LSQ not in {type(q) for q in Lent(first_last="same").quantizers.values()}
+
+
+def test_random_numbers_are_drawn_before_every_step(fit, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Scaled, "draw", lambda self, key, step: drawn.append((key, step)), raising=False)
+    module = Invented(seed=4)
+    fit(module, steps=2)
+    sites = list(module.quantizers)
+    assert drawn == [(module.noise_key(site), step) for step in (0, 1) for site in sites]
+
+
+def test_batch_norm_freezes_on_the_way(fit):
+    seen = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            norms = [m for m in pl_module.network.modules() if isinstance(m, nn.BatchNorm2d)]
+            seen.append({norm.training for norm in norms})
+
+    fit(Invented(batch_norm="freeze", batch_norm_freeze_at=0.5), max_epochs=2, callbacks=[Watch()])
+    assert len(seen) == 16 and seen == [{True}] * 8 + [{False}] * 8
+
+
+def test_the_latent_weights_are_those_behind_quantizers():
+    module = Invented(first_last="float")
+    assert list(module.latent_weights()) == [f"{name}.weight" for name in LAYERS[1:-1]]
+    assert module.latent_weights()["conv3.weight"] is module.network.get_parameter("conv3.weight")
