@@ -275,9 +275,10 @@ def test_trained_quantizers_keep_their_contract(paper, fit):
         for site, quantizer in module.quantizers.items():
             if not isinstance(quantizer, Quantizer):
                 continue
-            y = quantizer(x)
-            assert torch.equal(quantizer(x), y) and torch.equal(quantizer(y), y)
-            assert (y + 0.0).unique().numel() <= 2 ** int(quantizer.bit_width)
+            rows = x.repeat(getattr(quantizer, "channels", None) or 1, 1)  # one for each channel with a grid of its own
+            y = quantizer(rows)
+            assert torch.equal(quantizer(rows), y) and torch.equal(quantizer(y), y)
+            assert max(row.unique().numel() for row in y + 0.0) <= 2 ** int(quantizer.bit_width)
             assert (y.diff() >= 0).all()
             if site in state:
                 weight = state[site]
