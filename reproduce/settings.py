@@ -28,7 +28,7 @@ _PLACES = {
     "trainer": ("accelerator",),
 }
 # Arguments that methods got later: a run that leaves them at this value is what it was without them.
-_LATER: dict[str, dict[str, Any]] = {"model": {"constraint": None}}
+_LATER: dict[str, dict[str, Any]] = {"model": {"constraint": None, "gradient_bit_width": 32}}
 _TRAINER_OWN = ("callbacks", "logger", "default_root_dir", "enable_checkpointing")  # the runner's
 
 

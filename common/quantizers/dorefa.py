@@ -174,14 +174,15 @@ class DoReFaGradient(nn.Module):
     Args:
         bit_width: k, 1..16.
 
-    Buffers: bit_width; key and step of the noise, which `draw` sets; not saved.
+    Buffers: bit_width; key and step of the noise, which `draw` sets. None is saved: the module is no part of what is
+    trained, and a network with it has the state of one without.
     """
 
     def __init__(self, bit_width: int = 6) -> None:
         super().__init__()
         if not 1 <= bit_width <= 16:
             raise ValueError(f"bit_width must be in [1, 16], got {bit_width}")
-        self.register_buffer("bit_width", torch.tensor(bit_width))
+        self.register_buffer("bit_width", torch.tensor(bit_width), persistent=False)
         self.register_buffer("key", torch.tensor(0), persistent=False)
         self.register_buffer("step", torch.tensor(0), persistent=False)
 
