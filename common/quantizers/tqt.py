@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -37,8 +38,8 @@ class TQT(UniformQuantizer):
     Args:
         bit_width: b, 2..16.
         signed: two's complement or 0 .. 2^b - 1.
-        start: what `calibrate` takes for a threshold: "max", the largest |x| (static mode), or "3std", three standard
-            deviations (retraining). `set_threshold` sets any other, such as one from KL calibration.
+        start: what `calibrate` takes for a threshold: "max", the largest |x| (static mode), "3std", three standard
+            deviations (retraining), or a function of (x, bit_width, signed), such as a KL calibration.
 
     Parameter: log2_threshold, scalar.
 
@@ -48,10 +49,12 @@ class TQT(UniformQuantizer):
 
     traits: ClassVar[Traits] = Traits(bit_widths=tuple(range(2, 17)))
 
-    def __init__(self, bit_width: int = 8, signed: bool = True, start: str = "max") -> None:
+    def __init__(
+        self, bit_width: int = 8, signed: bool = True, start: str | Callable[[Tensor, int, bool], float] = "max"
+    ) -> None:
         super().__init__(bit_width, signed)
-        if start not in ("max", "3std"):
-            raise ValueError(f"start must be max or 3std, got {start!r}")
+        if not callable(start) and start not in ("max", "3std"):
+            raise ValueError(f"start must be max, 3std or a function, got {start!r}")
         self.start = start
         self.log2_threshold = nn.Parameter(torch.tensor(0.0))
 
@@ -75,7 +78,9 @@ class TQT(UniformQuantizer):
             x: initial weights, or a sample of the activation.
             max_abs: largest |x| of the whole tensor, if x is a sample.
         """
-        if self.start == "max":
+        if callable(self.start):
+            self.set_threshold(self.start(x, int(self.bit_width), self.signed))
+        elif self.start == "max":
             self.set_threshold(float(x.abs().max()) if max_abs is None else max_abs)
         else:
             self.set_threshold(3 * float(x.std()))

@@ -162,5 +162,5 @@ def test_autocast_leaves_float32_weights_alone():
 
 
 def test_unknown_start():
-    with pytest.raises(ValueError, match="start must be max or 3std, got 'kl'"):
+    with pytest.raises(ValueError, match="start must be max, 3std or a function, got 'kl'"):
         TQT(4, start="kl")
