@@ -15,6 +15,7 @@ COMMANDS = {
     "tables": ("reproduce.show", "all tables, published beside measured"),
     "evaluate": ("reproduce.evaluate", "accuracy and size of a packed model"),
     "render": ("reproduce.render", "write RESULTS.md and the results block of README.md"),
+    "compare": ("reproduce.compare", "methods side by side on equal terms: table, plots, one page"),
     "bench": ("reproduce.bench", "step time and peak memory against full precision"),
     "plots": ("reproduce.plots", "figures from the ledger and the runs"),
 }

@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,17 @@ def records_of(table: Table, row: Row, rehearsed: bool = True) -> list[tuple[Pat
         return found
     folder = runs_folder() / table.paper / table.name / row.name
     return [(p, record) for p in _by_seed(folder.glob("rehearsal-seed*/record.json")) if (record := read_record(p))]
+
+
+def measured_records() -> Iterator[tuple[Path, dict[str, Any]]]:
+    """All measured records: the ledger's, then those of run folders. What is no record is passed over."""
+    for path in [*sorted(ledger_folder().rglob("*.json")), *sorted(runs_folder().glob("*/*/*/*/record.json"))]:
+        try:
+            record = read_record(path)
+        except UserError:
+            continue
+        if record is not None and record["state"] == "measured":
+            yield path, record
 
 
 def _by_seed(paths: Any) -> list[Path]:

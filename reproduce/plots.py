@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from common.bit_policy import BitPolicy
 from common.command_line import Parser
@@ -52,6 +52,7 @@ KIND_COLORS = {
 }  # fmt: skip
 MAX_LAYER_LABELS = 60
 MIN_TOP1_SPAN = 2.0  # points
+FAR = 15.0  # points below the median that would squeeze the other methods into a line
 
 
 @dataclass(frozen=True)
@@ -316,6 +317,199 @@ def _save(figure: Figure, path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)  # Figure without pyplot: the Agg canvas, no display
     return path
+
+
+# -- methods side by side ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run over training, in epochs: (epoch, value) of loss and of accuracy in percent; either may be empty."""
+
+    loss: Sequence[tuple[float, float]]
+    top1: Sequence[tuple[float, float]]
+
+
+def method_style(index: int) -> dict[str, Any]:
+    """Colour and marker of the index-th method, another pair for each of the first 49."""
+    turn = index // len(SERIES_COLORS)
+    return {
+        "color": SERIES_COLORS[index % len(SERIES_COLORS)],
+        "marker": MARKERS[(index + turn) % len(MARKERS)],
+    }
+
+
+def plot_methods(
+    ranked: Mapping[str, Sequence[Point]],
+    path: str | Path,
+    unranked: Mapping[str, Sequence[Point]] | None = None,
+    title: str = "",
+    x_label: str = "weight compression rate",
+    larger_is_smaller: bool = True,
+    logarithmic: bool = False,
+    float_top1: float | None = None,
+    names: Sequence[str] | None = None,
+) -> Path | None:
+    """Accuracy of methods against size or cost, and the front of all ranked ones as a line.
+
+    Points far below the others are left out of the picture and named in it.
+
+    Args:
+        ranked: method -> its points, full; the error bars are the points' `top1_std`.
+        unranked: hollow, and outside the front.
+        larger_is_smaller: x is a compression rate; otherwise a size or a cost.
+        names: all methods, in an order that several pictures share: it gives each its colour.
+
+    None, and no file, where there is no point.
+    """
+    unranked = unranked or {}
+    names = list(names or dict.fromkeys([*ranked, *unranked]))
+    every = [p for group in (ranked, unranked) for points in group.values() for p in points]
+    if not every:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, max(5.0, 1.2 + 0.26 * len(names))), layout="constrained")
+        axes = figure.subplots()
+        front = pareto_front([p for points in ranked.values() for p in points], larger_is_smaller)
+        if len(front) > 1:
+            axes.plot([p.x for p in front], [p.top1 for p in front], color=BLACK, lw=1, alpha=0.5, label="front")
+        for index, name in enumerate(names):
+            style = method_style(index)
+            for group, filled in ((ranked, True), (unranked, False)):
+                points = group.get(name, ())
+                if not points:
+                    continue
+                axes.errorbar(
+                    [p.x for p in points],
+                    [p.top1 for p in points],
+                    yerr=[p.top1_std for p in points] if any(p.top1_std for p in points) else None,
+                    fmt=style["marker"],
+                    color=style["color"],
+                    markerfacecolor=style["color"] if filled else "none",
+                    alpha=0.85 if filled else 0.6,
+                    markeredgewidth=1.5,
+                    ms=8,
+                    capsize=3,
+                    elinewidth=1,
+                    label=name if filled else f"{name} (not ranked)",
+                )
+        if float_top1 is not None:
+            axes.axhline(float_top1, color=BLACK, ls="--", lw=1, label=f"full precision ({float_top1:.1f})")
+        if logarithmic:
+            axes.set_xscale("log")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel("top-1 (%)")
+        axes.set_title(title)
+        axes.margins(0.08)
+        low = _floor([p.top1 for p in every])
+        if low > min(p.top1 for p in every):
+            axes.set_ylim(bottom=low - 1)
+            hidden = [n for n in names for g in (ranked, unranked) if any(p.top1 < low for p in g.get(n, ()))]
+            axes.annotate(
+                f"below: {', '.join(dict.fromkeys(hidden))}", (0.01, 0.01), xycoords="axes fraction", fontsize=9
+            )
+        axes.set_ylim(_at_least(axes.get_ylim(), MIN_TOP1_SPAN))
+        if not larger_is_smaller:
+            axes.xaxis.set_major_formatter(EngFormatter())
+        if not logarithmic:
+            axes.set_xlim(_at_least(axes.get_xlim(), 0.2 * sum(axes.get_xlim()) / 2))
+        figure.legend(loc="outside right upper", fontsize=9)
+        return _save(figure, path)
+
+
+def _floor(top1: Sequence[float]) -> float:
+    """The lowest accuracy that is no further than FAR below the median."""
+    return min(value for value in top1 if value >= statistics.median(top1) - FAR)
+
+
+def plot_layer_widths(
+    widths: Mapping[str, Sequence[float]], layers: Sequence[Layer], path: str | Path, title: str = ""
+) -> Path | None:
+    """Bits per weight of every layer, one panel a method (figure 5a for several); None where there is no method."""
+    if not widths:
+        return None
+    kinds = [layer_kind(layers, i) for i in range(len(layers))]
+    colors = [KIND_COLORS[kind] for kind in kinds]
+    width, _ = _bars_size(len(layers))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, 1.9 + 1.7 * len(widths)), layout="constrained")
+        panels = figure.subplots(len(widths), 1, sharex=True, squeeze=False)[:, 0]
+        for number, (axes, (name, bits)) in enumerate(zip(panels, widths.items(), strict=True)):
+            labels = [layer.name for layer in layers] if number == len(widths) - 1 else [""] * len(layers)
+            _bars(axes, bits, labels, colors)
+            axes.set_ylim(0, max(8, *bits) + 1)
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+            axes.set_title(name, fontsize=10)
+        figure.supylabel("bits per weight", fontsize=11)
+        figure.suptitle(title)
+        used = [kind for kind in KIND_COLORS if kind in kinds]
+        handles = [Patch(color=KIND_COLORS[kind], label=kind) for kind in used]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(used))
+        return _save(figure, path)
+
+
+def plot_training(
+    curves: Mapping[str, Curve], path: str | Path, title: str = "", names: Sequence[str] | None = None
+) -> Path | None:
+    """Loss and validation accuracy over epochs, a colour a method; None where no run has left either.
+
+    Args:
+        names: see plot_methods.
+    """
+    names = list(names or curves)
+    curves = {name: curve for name, curve in curves.items() if curve.loss or curve.top1}
+    if not curves:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, max(4.5, 1.2 + 0.26 * len(curves))), layout="constrained")
+        losses, accuracies = figure.subplots(1, 2)
+        for name, curve in curves.items():
+            index = names.index(name)
+            style = method_style(index)
+            line = "-" if index < len(SERIES_COLORS) else "--"
+            losses.plot(*_columns(curve.loss), color=style["color"], ls=line, lw=1.5, label=name)
+            accuracies.plot(
+                *_columns(curve.top1), color=style["color"], ls=line, marker=style["marker"], ms=4, lw=1.5, label=name
+            )
+        losses.set_ylabel("training loss")
+        accuracies.set_ylabel("top-1 after the epoch (%)")
+        for axes in (losses, accuracies):
+            axes.set_xlabel("epoch")
+        figure.suptitle(title)
+        handles, labels = accuracies.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", fontsize=9)
+        return _save(figure, path)
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def read_curve(folder: str | Path, steps_per_epoch: float) -> Curve:
+    """Loss and validation accuracy from a run's TensorBoard files; empty where there are none.
+
+    The loss is `train/task_loss`, of PolicyLogger's history where TensorBoard has none.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = Path(folder)
+    if not folder.is_dir() or not steps_per_epoch > 0:
+        return Curve((), ())
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    found = {tag: events.Scalars(tag) for tag in ("train/task_loss", "val/top1") if tag in events.Tags()["scalars"]}
+    series = {
+        tag: sorted({event.step: event.value for event in values}.items())  # of a resumed step the last one written
+        for tag, values in found.items()
+    }
+    loss = series.get("train/task_loss", [])
+    if len(loss) < 2 and (folder / "history.jsonl").is_file():
+        history = read_history(folder / "history.jsonl")
+        loss = [(entry["step"], entry["train/task_loss"]) for entry in history if "train/task_loss" in entry]
+    return Curve(
+        [((step + 1) / steps_per_epoch, value) for step, value in loss],
+        [((step + 1) / steps_per_epoch, value) for step, value in series.get("val/top1", [])],
+    )
 
 
 # -- a run's folder ---------------------------------------------------------------------------------------------------

@@ -52,12 +52,18 @@ class Options:
         rehearse: run on stand-in data, a few steps.
         force: start anew whatever is there.
         checkpoint_every: batches between checkpoints.
+        to_ledger: a measured record goes to the ledger; otherwise it stays in the run's folder.
+        show_settings: print them before the run.
+        alone: the process runs nothing else, so that its peak memory is the run's.
     """
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
     rehearse: bool = False
     force: bool = False
     checkpoint_every: int = 200
+    to_ledger: bool = True
+    show_settings: bool = True
+    alone: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,8 @@ def run_row(table: Table, row: Row, seed: int, options: Options, chain: tuple[st
     code = ledger.run_code_hash(settings)  # now: the files may change during the run
     former_code = _prepare(folder, settings, code, fresh=options.force or options.rehearse)
     print(f"{table.path} {row.name}, seed {seed}, in {relative(folder)}")
-    print(_indented(settings))
+    if options.show_settings:
+        print(_indented(settings))
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
@@ -158,7 +165,7 @@ def run_row(table: Table, row: Row, seed: int, options: Options, chain: tuple[st
         "wall_time_s": round(statistics.wall_time_s, 1),
         "resumed_at": statistics.resumed_at,
         "step_time_ms": statistics.step_time_ms,
-        "peak_memory_bytes": _peak_memory(device),
+        "peak_memory_bytes": _peak_memory(device) if options.alone else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type),
         "threads": torch.get_num_threads(),
         "start_weights": module.start_weights,
@@ -187,7 +194,7 @@ def run_row(table: Table, row: Row, seed: int, options: Options, chain: tuple[st
     }
     path = folder / "record.json"
     ledger.write_json(path, record)
-    if state == "measured":
+    if state == "measured" and options.to_ledger:
         path = ledger.record_path(table, row, seed)
         ledger.write_json(path, record)
     return Outcome(record, path, "ran")

@@ -34,11 +34,11 @@ computed and compared is declared once, in `columns`: a row cannot change it.
 dropped). `residual`: relative difference up to which a cell is `within residual` (0.035: 3.5 %). `fitted`: constants of
 the formula were fitted to these very cells, so that agreement is no test.
 
-`run`: `config` (a file of the method's folder), `method` (another folder than the table's), `seeds`, `epochs`, the
-mappings `data` and `trainer`, `weights_from` (a row of the same table that trains the start weights), `weights_env`
-(environment variable with their file), `evaluate` (measure the start weights, no training), `cause` (known cause of a
-gap); every other key is an argument of the method. Rows of compared methods, and rows that no code produces yet, have
-no run.
+`run`: `config` (a file of the method's folder, or its content), `method` (another folder than the table's), `seeds`,
+`epochs`, the mappings `data` and `trainer`, `weights_from` (a row of the same table that trains the start weights),
+`weights_env` (environment variable with their file), `evaluate` (measure the start weights, no training), `cause`
+(known cause of a gap); every other key is an argument of the method. Rows of compared methods, and rows that no code
+produces yet, have no run.
 """
 
 from __future__ import annotations
@@ -282,12 +282,14 @@ def parse_table(content: Any, paper: str, name: str) -> Table:
     )
 
 
-def read_config(folder: str, name: str) -> dict[str, dict[str, Any]]:
-    """The sections of methods/<folder>/configs/<name>.
+def read_config(folder: str, name: str | Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sections of methods/<folder>/configs/<name>; those of `name` where it is the content itself.
 
     Raises:
         UserError: no such file, or not a configuration.
     """
+    if isinstance(name, Mapping):
+        return {section: dict(name.get(section) or {}) for section in SECTIONS}
     path = METHODS / folder / "configs" / name
     shown = f"methods/{folder}/configs/{name}"
     if not path.is_file():
