@@ -13,6 +13,8 @@ from common.quantizers.levels import LevelsQuantizer
 from common.quantizers.lsq import positive
 from common.quantizers.modules import Traits
 
+CANDIDATES, SAMPLE = 100, 2**16  # of `APoT.calibrate`
+
 
 def additive_powers(bit_width: int) -> list[Fraction]:
     """The 2^b magnitudes of b bits, ascending from 0: sums of one number from each of several small sets.
@@ -52,17 +54,23 @@ class APoT(LevelsQuantizer):
             its ImageNet code).
         straight: dy/dx = 1 beyond the range too, the "calibrated" gradient of the public code for 2-bit weights and for
             all weights on CIFAR-10.
+        start: "constant": alpha stays what it is; "mse": `calibrate` takes the alpha of the least squared error (ours).
 
     Parameter: scale alpha, scalar.
 
     Raises:
-        ValueError: a width that the class does not have, alpha <= 0.
+        ValueError: a width that the class does not have, alpha <= 0, an unknown start.
     """
 
     traits: ClassVar[Traits] = Traits(bit_widths=tuple(range(2, 9)))
 
     def __init__(
-        self, bit_width: int = 4, signed: bool = True, alpha: float | None = None, straight: bool = False
+        self,
+        bit_width: int = 4,
+        signed: bool = True,
+        alpha: float | None = None,
+        straight: bool = False,
+        start: str = "constant",
     ) -> None:
         levels = apot_levels(bit_width, signed) if bit_width in self.traits.bit_widths else None
         super().__init__(bit_width, signed, levels=levels)
@@ -70,7 +78,9 @@ class APoT(LevelsQuantizer):
             alpha = 3.0 if signed else 8.0
         if not alpha > 0:
             raise ValueError(f"alpha must be positive, got {alpha}")
-        self.straight = straight
+        if start not in ("constant", "mse"):
+            raise ValueError(f"start must be constant or mse, got {start!r}")
+        self.straight, self.start = straight, start
         self.scale = nn.Parameter(torch.tensor(float(alpha)))
 
     def effective_scale(self) -> Tensor:
@@ -78,3 +88,24 @@ class APoT(LevelsQuantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(x, self.straight)
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, max_abs: float | None = None) -> None:
+        """With start "mse", set alpha to the one of `CANDIDATES` equal parts of max |x| with the least squared error.
+
+        Args:
+            x: values of the tensor to be quantized; at most `SAMPLE` of them are looked at.
+            max_abs: largest |x| of the whole tensor, if x is a sample.
+        """
+        if self.start == "constant":
+            return
+        largest = float(x.abs().max()) if max_abs is None else max_abs
+        if largest == 0:
+            return
+        values = x.flatten()[:: max(1, x.numel() // SAMPLE)].to(self.scale.dtype)
+        alphas = [largest * (i + 1) / CANDIDATES for i in range(CANDIDATES)]
+        errors = []
+        for alpha in alphas:
+            self.scale.fill_(alpha)
+            errors.append(float((self(values) - values).square().mean()))
+        self.scale.fill_(alphas[errors.index(min(errors))])
