@@ -106,6 +106,8 @@ class TWN(Quantizer):
         self.threshold.copy_(threshold.reshape(self.threshold.shape))
         self.scale.copy_(mean_beyond(magnitude, threshold).reshape(self.scale.shape))
 
+    follow = calibrate  # both are functions of the weights, at any time
+
     def encode(self, x: Tensor) -> AffineEncoding:
         groups = self.channels or 1
         return AffineEncoding(
@@ -161,6 +163,8 @@ class TTQ(Quantizer):
         """Threshold of x; `max_abs` is not needed."""
         self.threshold.copy_(self.factor * x.detach().abs().max())
 
+    follow = calibrate
+
     @torch.no_grad()
     def start_from_means(self, x: Tensor) -> None:
         """Set the threshold, and the scales to the mean magnitudes of what lies beyond it on either side."""
@@ -168,11 +172,11 @@ class TTQ(Quantizer):
         row, threshold = x.to(self.threshold.dtype).reshape(1, -1), self.threshold.reshape(1, 1)
         self.positive.copy_(mean_beyond(row, threshold).reshape(()))
         self.negative.copy_(mean_beyond(-row, threshold).reshape(()))
-        self.clamp_scales_()
+        self.after_step()
 
     @torch.no_grad()
-    def clamp_scales_(self) -> None:
-        """Keep both scales positive; after every optimizer step."""
+    def after_step(self) -> None:
+        """Keep both scales positive."""
         self.positive.clamp_(min=LEAST_SCALE)
         self.negative.clamp_(min=LEAST_SCALE)
 

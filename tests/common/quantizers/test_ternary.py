@@ -186,7 +186,7 @@ def test_ttq_scales_stay_positive():
     with torch.no_grad():
         quantizer.positive.fill_(-1.0)
         quantizer.negative.fill_(0.5)
-    quantizer.clamp_scales_()
+    quantizer.after_step()
     assert quantizer.positive.item() == pytest.approx(1e-4) and quantizer.negative.item() == 0.5
     quantizer.start_from_means(torch.tensor([1.0, 2.0]))
     assert quantizer.negative.item() == pytest.approx(1e-4)  # nothing on that side
