@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from common.compression import FLOAT_BITS
 from common.errors import UserError
-from common.graph import Layer, Site
+from common.graph import Site
 from common.quantizers.binary import clip_weights_, glorot_bound
 from common.quantizers.planes import PlanesQuantizer
 from common.training.quantization_aware import QuantizationAware
@@ -74,9 +74,12 @@ class BinaryAware(QuantizationAware):
     def input_quantizer(self, site: Site, bit_width: int) -> nn.Module:
         raise ValueError(f"its inputs stay in float: activation_bit_width must be {FLOAT_BITS}, got {bit_width}")
 
-    def magnitude(self, word: str, layer: Layer) -> float:
-        """1, or the Glorot bound of a layer's weights."""
-        return 1.0 if word == "one" else glorot_bound(self.sites[f"{layer.name}.weight"].shape)
+    @staticmethod
+    def bound(word: str, weight_shape: Sequence[int]) -> float:
+        """What "none", "one" and "glorot" mean for a weight."""
+        if word == "glorot":
+            return glorot_bound(weight_shape)
+        return {"none": float("inf"), "one": 1.0}[word]
 
     # -- latent weights ---------------------------------------------------------------------------------------------
 
@@ -97,8 +100,7 @@ class BinaryAware(QuantizationAware):
             return
         for site in self.planes():
             weight = self.network.get_parameter(site)
-            bound = {"none": float("inf"), "one": 1.0}.get(self.clip_weights) or glorot_bound(weight.shape)
-            clip_weights_(weight, bound, self.center_weights)
+            clip_weights_(weight, self.bound(self.clip_weights, weight.shape), self.center_weights)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         groups = super().parameter_groups()
