@@ -92,6 +92,20 @@ def quantize(
     return (torch.round(steps) + zero_point).to(torch.int32)
 
 
+def least_squares_level(quantize_at: Callable[[Tensor, float], Tensor], x: Tensor, largest: float) -> float:
+    """Which of 100 equal parts of `largest`, as a clipping level, quantizes x with the least squared error.
+
+    Args:
+        quantize_at: (values, clipping level) -> quantized values.
+        x: any shape; at most 2^16 of its values are looked at.
+        largest: > 0.
+    """
+    values = x.detach().flatten()[:: max(1, x.numel() // 2**16)].float()
+    levels = [largest * (i + 1) / 100 for i in range(100)]
+    errors = [float((quantize_at(values, level) - values).square().mean()) for level in levels]
+    return levels[errors.index(min(errors))]
+
+
 def power_of_two_exponent(max_abs: float) -> int:
     """Smallest integer M with 2^M >= max_abs (HMQ, section 4.1). Exact; 0.13 -> -2, 1.0 -> 0, 1.01 -> 1.
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from common.quantizers.functional import recomputed
+from common.quantizers.functional import least_squares_level, recomputed
 from common.quantizers.lsq import UniformQuantizer, keep_where, positive, quantize_learned
 from common.quantizers.modules import Traits
 
@@ -80,21 +80,39 @@ class PACT(UniformQuantizer):
             of public code, others take 10.
         calibrated: let alpha see the rounding error inside the range too: dy/dalpha = (y - x) / alpha there (SAT, Jin
             et al. 2019); the paper has 0.
+        start: "constant": alpha begins as given; "mse": `calibrate` takes the one of the least squared error (ours).
 
     Parameter: alpha, scalar.
 
     Raises:
-        ValueError: a width that the class does not have, a signed range, alpha <= 0.
+        ValueError: a width that the class does not have, a signed range, alpha <= 0, an unknown start.
     """
 
     traits: ClassVar[Traits] = Traits(bit_widths=tuple(range(1, 9)), signed=False)
 
-    def __init__(self, bit_width: int = 4, signed: bool = False, alpha: float = 8.0, calibrated: bool = False) -> None:
+    def __init__(
+        self,
+        bit_width: int = 4,
+        signed: bool = False,
+        alpha: float = 8.0,
+        calibrated: bool = False,
+        start: str = "constant",
+    ) -> None:
         super().__init__(bit_width, signed)
         if not alpha > 0:
             raise ValueError(f"alpha must be positive, got {alpha}")
-        self.calibrated = calibrated
+        if start not in ("constant", "mse"):
+            raise ValueError(f"start must be constant or mse, got {start!r}")
+        self.calibrated, self.start = calibrated, start
         self.alpha = nn.Parameter(torch.tensor(float(alpha)))
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, max_abs: float | None = None) -> None:
+        """With start "mse", set alpha by `least_squares_level` of the activations x; the paper leaves it as it is."""
+        largest = float(x.max()) if max_abs is None else max_abs
+        if self.start == "mse" and largest > 0:
+            steps = self.quant_max
+            self.alpha.fill_(least_squares_level(lambda v, a: pact(v, v.new_tensor(a), steps), x, largest))
 
     def step_size(self) -> Tensor:
         return positive(self.alpha, MIN_ALPHA) / self.quant_max

@@ -150,3 +150,24 @@ def test_signed_range():
 def test_alpha_of_the_wrong_sign():
     with pytest.raises(ValueError, match="alpha must be positive, got 0"):
         PACT(4, alpha=0)
+
+
+def test_a_start_of_least_squares_beats_its_neighbours():
+    x = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).relu()
+    quantizer = PACT(2, start="mse")
+    quantizer.calibrate(x)
+    alpha = float(quantizer.alpha.detach())
+
+    def error(level):
+        return float((torch.round(x.clamp(0, level) * 3 / level) * level / 3 - x).square().mean())
+
+    assert alpha == pytest.approx(1.95, abs=0.1)  # 3 steps of 0.651, the best ones for a half normal with a zero level
+    assert error(alpha) <= min(error(0.95 * alpha), error(1.05 * alpha))
+
+
+def test_a_constant_start_stays():
+    quantizer = PACT(2, alpha=8.0)
+    quantizer.calibrate(torch.rand(100))
+    assert float(quantizer.alpha) == 8.0
+    with pytest.raises(ValueError, match="start must be constant or mse, got 'max'"):
+        PACT(2, start="max")
