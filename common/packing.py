@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from common.bit_policy import BitPolicy
 from common.errors import UserError
 from common.graph import find_sites, insert_quantizers, quantizers, remove_quantizers, trace
+from common.graph.rewrites import describe_changes, repeat_changes
 from common.models import build_model, list_models
 from common.quantizers import AffineEncoding, AffineQuantizer, Quantizer
 from common.quantizers.levels import LevelsEncoding, LevelsQuantizer
@@ -50,6 +51,9 @@ def save_packed(
     **metadata: Any,
 ) -> dict[str, int]:
     """Write the network in its eval-mode form; an existing file is replaced at once or not at all.
+
+    Batch norms may be folded and activation functions replaced by per-channel ones (`common.graph.rewrites`): the
+    header tells, so that loading does the same to the network that it builds.
 
     Tensors: `codes/SITE` packed weight codes (uint8), `tables/SITE.*` scales and zero points of weights and the grids
     of activations, `floats/NAME` everything else of the state dict (biases, batch norm) in float32.
@@ -95,13 +99,14 @@ def save_packed(
             encodings[name] = _describe_grid(grid)
             for part, values in grid.state_dict().items():
                 tensors[f"{_TABLES}{name}.{part}"] = values.float()
+    changes = describe_changes(plain)
     tensors |= {_FLOATS + name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     try:
         header = {
             "format": FORMAT,
             "policy": json.dumps(policy.to_dict()),
-            "network": json.dumps({"num_classes": num_classes, "model_args": model_args or {}}),
+            "network": json.dumps({"num_classes": num_classes, "model_args": model_args or {}, **changes}),
             "encodings": json.dumps(encodings),
             "metadata": json.dumps(metadata),
         }
@@ -173,6 +178,9 @@ def load_packed(path: str | Path, model: str | None = None) -> tuple[fx.GraphMod
         raise UserError(f"{path}: cannot rebuild {name} ({error})") from None
     example = torch.zeros(2, *policy.input_shape)
     traced = trace(network, example)
+    with _open(path) as file:
+        names = [key.removeprefix(_FLOATS) for key in file.keys() if key.startswith(_FLOATS)]  # noqa: SIM118
+    repeat_changes(traced, metadata["network"], names, str(path))
     policy.validate(policy.model, {site.name for site in find_sites(traced, example)})
     state, grids = {}, {}
     with _open(path) as file:

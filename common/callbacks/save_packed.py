@@ -22,15 +22,19 @@ class SavePacked(Callback):
         if not trainer.is_global_zero or pl_module.step < pl_module.total_steps:
             return  # an interrupted run has no final policy yet
         folder.mkdir(parents=True, exist_ok=True)
-        pl_module.policy().save(folder / "policy.json")
-        data = trainer.datamodule
-        save_packed(
-            folder / "packed.safetensors",
-            pl_module.network,
-            policy=pl_module.policy(),
-            num_classes=pl_module.num_classes,
-            model_args=pl_module.model_args,
-            method=type(pl_module).__name__,
-            start_weights=pl_module.start_weights,
-            data={"name": getattr(data, "name", ""), "mean": list(data.mean), "std": list(data.std)},
-        )
+        write_packed(folder, pl_module, trainer.datamodule)
+
+
+def write_packed(folder: Path, module: Any, data: Any) -> None:
+    """Write `policy.json` and `packed.safetensors` of a module that was made with a data module."""
+    module.policy().save(folder / "policy.json")
+    save_packed(
+        folder / "packed.safetensors",
+        module.network,
+        policy=module.policy(),
+        num_classes=module.num_classes,
+        model_args=module.model_args,
+        method=type(module).__name__,
+        start_weights=module.start_weights,
+        data={"name": getattr(data, "name", ""), "mean": list(data.mean), "std": list(data.std)},
+    )
