@@ -20,6 +20,7 @@ from common.models.digits_net import digits_net
 from common.models.inception_v3 import inception_v3_no_aux
 from common.models.mobilenet_v1 import mobilenet_v1
 from common.models.mobilenet_v2_relu import mobilenet_v2_relu
+from common.models.mobilenet_v2_tflite import mobilenet_v2_tflite
 from common.models.resnet50 import preact_resnet50, resnet50_no_max_pool
 from common.models.retinanet import retinanet_r50_fpn
 from common.models.squeezenext import squeezenext23_2x
@@ -72,6 +73,10 @@ _OWN: dict[str, tuple[Callable[..., nn.Module], ModelInfo]] = {
     "alexnet_single": (alexnet_single, _imagenet("alexnet_single")),
     "mobilenet_v1": (mobilenet_v1, _imagenet("mobilenet_v1")),
     "mobilenet_v2_relu": (mobilenet_v2_relu, _imagenet("mobilenet_v2_relu")),
+    "mobilenet_v2_tflite": (
+        mobilenet_v2_tflite,
+        ModelInfo("mobilenet_v2_tflite", (3, 224, 224), 1000, (0.5,) * 3, (0.5,) * 3, "bilinear", resize=256, crop=224),
+    ),
     "preact_resnet50": (preact_resnet50, _imagenet("preact_resnet50")),
     "resnet50_no_max_pool": (resnet50_no_max_pool, _imagenet("resnet50_no_max_pool")),
     "squeezenext23_2x": (squeezenext23_2x, _imagenet("squeezenext23_2x")),
