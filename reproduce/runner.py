@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 import logging
 import resource
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,10 +25,11 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from common.errors import UserError
 from common.packing import load_packed, size_account
 from common.training import QuantizedModule
+from common.training.calibration import calibrate
 from data import DATA_SETS
 from reproduce import ledger
 from reproduce.callbacks import LAST, AtomicCheckpoint, RunStatistics
-from reproduce.measure import accuracy, sampling_error
+from reproduce.measure import accuracy, paired_drop, sampling_error
 from reproduce.rehearsal import RehearsalData
 from reproduce.settings import Settings, method_class, relative, resolve
 from reproduce.tables import Row, Table
@@ -140,11 +143,14 @@ def run_row(table: Table, row: Row, seed: int, options: Options, chain: tuple[st
         raise UserError(f"{settings.model['model']} has {module.num_classes} outputs, {data.name} {data.num_classes}")
     trainer, statistics = _trainer(folder, settings, options)
     device = trainer.strategy.root_device
-    before = _float_accuracy(module, settings, weights, data, device)
+    before, float_correct = _float_accuracy(module, settings, weights, data, device)
     evaluate_only = bool((row.run or {}).get("evaluate"))
     if not evaluate_only:
-        _fit(trainer, module, data, folder)
-    cells, packed = _results(folder, module, data, device, settings, before, evaluate_only)
+        if is_calibrator(settings.folder):
+            _calibrate(trainer, module, data, folder, statistics)
+        else:
+            _fit(trainer, module, data, folder)
+    cells, packed = _results(folder, module, data, device, settings, before, evaluate_only, float_correct)
     record = {
         "format": ledger.FORMAT,
         "paper": table.paper,
@@ -160,6 +166,7 @@ def run_row(table: Table, row: Row, seed: int, options: Options, chain: tuple[st
         "sampling_error": {
             name: sampling_error(cells[name], packed["images"]) for name in ("top1", "float_top1") if name in cells
         },
+        "paired": packed.pop("paired", None),
         **_progress(module, settings, data, trainer.world_size),
         "devices": trainer.world_size,
         "wall_time_s": round(statistics.wall_time_s, 1),
@@ -339,25 +346,43 @@ def _fit(trainer: pl.Trainer, module: QuantizedModule, data: Any, folder: Path) 
             raise SystemExit(0)  # the first process measures and records
 
 
+def is_calibrator(folder: str) -> bool:
+    """Whether methods/<folder> quantizes after training, without a training loop."""
+    return getattr(importlib.import_module(f"methods.{folder}"), "KIND", None) == "calibrator"
+
+
+def _calibrate(trainer: pl.Trainer, module: Any, data: Any, folder: Path, statistics: RunStatistics) -> None:
+    if trainer.world_size > 1:
+        raise UserError(f"{type(module).__name__} has no training to spread over devices: leave --devices 1")
+    begun = time.monotonic()
+    calibrate(module, data, folder, trainer.strategy.root_device, lambda line: print(f"  {line}", flush=True))
+    statistics.wall_time_s = time.monotonic() - begun
+
+
 # -- after ------------------------------------------------------------------------------------------------------------
 
 
 def _float_accuracy(
     module: QuantizedModule, settings: Settings, weights: str | None, data: Any, device: torch.device
-) -> dict[str, float]:
-    """Accuracy of the start weights without quantizers, remembered by weights, data and preprocessing."""
+) -> tuple[dict[str, float], list[bool]]:
+    """Accuracy of the start weights without quantizers, and whether each test image is classified right.
+
+    Both are remembered by weights, data and preprocessing.
+    """
     preprocessing = {name: settings.data.get(name) for name in ("mean", "std", "interpolation", "resize", "crop")}
     key = [module.start_weights, settings.model["model"], data.fingerprint, data.test_size, preprocessing]
     path = ledger.runs_folder() / "float" / f"{module.start_weights[:16]}-{data.fingerprint}.json"
     stored = json.loads(path.read_text()) if path.is_file() else {}
-    if stored.get("key") == json.loads(json.dumps(key, default=list)):
-        return stored["result"]
+    if stored.get("key") == json.loads(json.dumps(key, default=list)) and "correct" in stored:
+        return stored["result"], [answer == "1" for answer in stored["correct"]]
     own = ("model", "num_classes", "input_shape", "model_args", "seed")
     start = method_class("full_precision")(weights=weights, **{name: settings.model.get(name) for name in own})
-    result = accuracy(start.network.to(device), data.test_dataloader(), device)
+    correct: list[bool] = []
+    result = accuracy(start.network.to(device), data.test_dataloader(), device, correct=correct)
     if device.type == "cpu":
-        ledger.write_json(path, {"key": key, "result": result})
-    return result
+        answers = "".join("01"[right] for right in correct)
+        ledger.write_json(path, {"key": key, "result": result, "correct": answers})
+    return result, correct
 
 
 def _results(
@@ -368,6 +393,7 @@ def _results(
     settings: Settings,
     before: Mapping[str, float],
     evaluate_only: bool,
+    float_correct: list[bool],
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Cells, and the account of the packed file together with the number of test images."""
     file = folder / "packed.safetensors"
@@ -381,7 +407,9 @@ def _results(
     if not file.is_file():
         raise RuntimeError(f"{type(module).__name__} left no packed file in {folder}")
     network, _ = load_packed(file, settings.model["model"])
-    measured = accuracy(network.to(device), data.test_dataloader(), device)
+    correct: list[bool] = []
+    measured = accuracy(network.to(device), data.test_dataloader(), device, correct=correct)
+    paired = paired_drop(float_correct, correct)
     account = size_account(file)
     float_weights = module.num_float_weights() if hasattr(module, "num_float_weights") else 0
     num_weights = sum(module.num_elements("weight").values()) + float_weights
@@ -390,8 +418,10 @@ def _results(
         raise RuntimeError(f"the packed codes give WCR {wcr}, the policy {module.wcr()}")
     cells |= {name: measured[name] for name in ("top1", "top5") if name in measured}
     cells |= {"wcr": wcr, "acr": module.acr()} | getattr(module, "constraint_cost", dict)()
+    cells |= {name: value for name, value in paired.items() if name.startswith("paired_drop")}
     equal = _same_logits(module, network, data, device)
-    return cells, {"images": measured["images"], "num_weights": num_weights, "logits_equal": equal, **account}
+    about = {"images": measured["images"], "num_weights": num_weights, "logits_equal": equal, "paired": paired}
+    return cells, about | account
 
 
 @torch.no_grad()
