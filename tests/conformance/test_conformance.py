@@ -25,6 +25,8 @@ from common.bit_policy import BitPolicy
 from common.compression import packed_bytes
 from common.packing import load_packed, read_metadata, size_account
 from common.quantizers import Quantizer
+from common.training.calibration import calibrate
+from data import DigitsData
 
 METHODS = Path(methods.__path__[0])
 SCRIPT = Path(__file__).with_name("train_digits.py")
@@ -49,14 +51,27 @@ class Paper:
     def trainer(self, **settings):
         """A new module; skips what is no trainer."""
         if self.package.KIND != "trainer":
+            pytest.skip(f"{self.name} is a {self.package.KIND}: it has no training loop")
+        return self.package.METHOD(**self.settings | settings)
+
+    def calibrator(self, **settings):
+        """A new module; skips what is no calibrator."""
+        if self.package.KIND != "calibrator":
             pytest.skip(f"{self.name} is a {self.package.KIND}")
         return self.package.METHOD(**self.settings | settings)
 
-    def quantizing_trainer(self, **settings):
-        module = self.trainer(**settings)
+    def quantizing_module(self, **settings):
+        module = self.calibrator(**settings) if self.package.KIND == "calibrator" else self.trainer(**settings)
         if not module.quantizers:
             pytest.skip(f"{self.name} quantizes nothing")
         return module
+
+    def finish(self, module, fit, folder, steps=10, **options):
+        """Train a few steps, or calibrate; policy and packed file go to the folder."""
+        if self.package.KIND == "calibrator":
+            calibrate(module, DigitsData(batch_size=16, subset=128), folder)
+        else:
+            fit(module, steps=steps, folder=folder, **options)
 
 
 @pytest.fixture(params=folders())
@@ -111,12 +126,21 @@ def test_it_trains_on_digits(paper, fit):
     assert is_finite(module)
 
 
+def test_it_calibrates_on_digits(paper, fit, tmp_path):
+    module = paper.calibrator()
+    before = {name: {k: v.clone() for k, v in q.state_dict().items()} for name, q in module.quantizers.items()}
+    paper.finish(module, fit, tmp_path)
+    assert bool(module.calibrated) and is_finite(module)
+    for name, quantizer in module.quantizers.items():
+        assert any(not torch.equal(v, before[name][k]) for k, v in quantizer.state_dict().items()), name
+
+
 def test_same_seed_same_result_and_policy(paper, fit, tmp_path):
     results = []
     for run in ("first", "second"):
         torch.manual_seed(len(results))  # nothing may depend on the global state
-        module = paper.trainer(seed=3)
-        fit(module, steps=10, folder=tmp_path / run)
+        module = paper.quantizing_module(seed=3) if paper.package.KIND == "calibrator" else paper.trainer(seed=3)
+        paper.finish(module, fit, tmp_path / run)
         results.append(result(module))
     assert_same(*results)
 
@@ -152,14 +176,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(paper, fit, tmp_path):
         assert_same(result(resumed), expected)
 
 
-def test_no_nan_at_the_lowest_width(paper, fit):
-    module = paper.quantizing_trainer()
+def test_no_nan_at_the_lowest_width(paper, fit, tmp_path):
+    module = paper.quantizing_module()
     if not hasattr(paper.package, "LOWEST_WIDTH"):
         pytest.skip(f"{paper.name} declares no LOWEST_WIDTH")
     losses = Losses()
     lowest = paper.package.LOWEST_WIDTH
-    module = paper.quantizing_trainer(**lowest)
-    fit(module, steps=8, callbacks=[losses])
+    module = paper.quantizing_module(**lowest)
+    paper.finish(module, fit, tmp_path, steps=8, callbacks=[losses])
     declared = [width for name, widths in lowest.items() if "bit_width" in name for width in np.ravel(widths)]
     assert min(module.policy().sites.values()) == min(declared)
     assert all(loss == loss for loss in losses.values) and is_finite(module)
@@ -233,8 +257,8 @@ def test_no_graph_breaks_and_no_recompilation_when_widths_change(paper, fit, mon
 
 
 def test_quantizers_policy_packed_file_and_report_agree(paper, fit, tmp_path):
-    module = paper.quantizing_trainer()
-    fit(module, steps=10)
+    module = paper.quantizing_module()
+    paper.finish(module, fit, tmp_path)
     policy = module.policy()
     policy.validate(module.model_name, set(module.sites))
     assert BitPolicy.load(tmp_path / "policy.json") == policy
@@ -244,7 +268,7 @@ def test_quantizers_policy_packed_file_and_report_agree(paper, fit, tmp_path):
         assert int(quantizer.bit_width) == policy.sites[site]
         encoding = metadata["encodings"][site]
         if encoding["kind"] == "affine":
-            assert encoding["bits"] == [policy.sites[site]]
+            assert set(encoding["bits"]) == {policy.sites[site]}  # one entry, or one per channel
     weights = module.num_elements("weight")
     account = size_account(tmp_path / "packed.safetensors")
     assert account["codes_bytes"] == sum(packed_bytes(n, policy.sites[site]) for site, n in weights.items())
@@ -255,8 +279,8 @@ def test_quantizers_policy_packed_file_and_report_agree(paper, fit, tmp_path):
 
 
 def test_the_packed_file_gives_the_same_logits(paper, fit, tmp_path):
-    module = paper.quantizing_trainer()
-    fit(module, steps=10)
+    module = paper.quantizing_module()
+    paper.finish(module, fit, tmp_path)
     loaded, _ = load_packed(tmp_path / "packed.safetensors")
     with torch.no_grad():
         assert torch.equal(loaded(images(200)), module.eval()(images(200)))
@@ -265,9 +289,9 @@ def test_the_packed_file_gives_the_same_logits(paper, fit, tmp_path):
     assert sum(parts) == account["file_bytes"] == (tmp_path / "packed.safetensors").stat().st_size
 
 
-def test_trained_quantizers_keep_their_contract(paper, fit):
-    module = paper.quantizing_trainer()
-    fit(module, steps=10)
+def test_trained_quantizers_keep_their_contract(paper, fit, tmp_path):
+    module = paper.quantizing_module()
+    paper.finish(module, fit, tmp_path)
     module.eval()
     state = module.network.state_dict()
     x = torch.linspace(-20, 20, 20_001)
