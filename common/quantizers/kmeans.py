@@ -108,8 +108,9 @@ def compression_rate(num_weights: int, bit_width: int) -> float:
 class KMeansQuantizer(Quantizer):
     """Weights that share 2^b trained centroids.
 
-    With a `shape` the clusters stay as `calibrate` finds them: the result does not depend on the argument of `forward`
-    any more, and only the centroids have a gradient, the sum over their members. Without one a value takes the nearest
+    With a `shape` the clusters stay as `calibrate` finds them: the values of a weight of this shape do not depend on it
+    any more, and only the centroids have a gradient, the sum over their members. `release` leaves the weight in float
+    until `calibrate` is called again. Without a shape, and for tensors of another one, a value takes the nearest
     centroid, and the gradient passes straight through to it as well.
 
     Args:
@@ -119,7 +120,7 @@ class KMeansQuantizer(Quantizer):
         start, key: see `start_centroids`.
 
     Parameters: centroids (2^b,), at first linear from -1 to 1.
-    Buffers: bit_width; codes of the shape, uint8.
+    Buffers: bit_width; codes of the shape, uint8; clustered, bool.
     """
 
     traits: ClassVar[Traits] = Traits(bit_widths=tuple(range(1, 9)), unsigned=False, zero_is_level=False)
@@ -140,14 +141,18 @@ class KMeansQuantizer(Quantizer):
         self.centroids = nn.Parameter(torch.linspace(-1, 1, 2**bit_width))
         self.register_buffer("bit_width", torch.tensor(bit_width))
         self.register_buffer("codes", torch.zeros(tuple(shape or (0,)), dtype=torch.uint8))
+        self.register_buffer("clustered", torch.tensor(True))
 
     def _nearest(self, x: Tensor) -> Tensor:
         centroids = self.centroids.detach()
         return nearest_codes(x.detach().to(centroids.dtype), centroids)
 
+    def _is_weight(self, x: Tensor) -> bool:
+        return self.fixed and x.shape == self.codes.shape
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.fixed:
-            return shared_weights(self.centroids, self.codes).to(x.dtype)
+        if self._is_weight(x):
+            return torch.where(self.clustered, shared_weights(self.centroids, self.codes).to(x.dtype), x)
         value = shared_weights(self.centroids, self._nearest(x)).to(x.dtype)
         return value + straight_through(torch.zeros_like(x), x)
 
@@ -155,11 +160,16 @@ class KMeansQuantizer(Quantizer):
     def calibrate(self, x: Tensor, max_abs: float | None = None) -> None:
         """Cluster x; `max_abs` is not needed."""
         self.centroids.copy_(kmeans(x, len(self.centroids), self.start, key=self.key)[0])
+        self.clustered.fill_(True)
         if self.fixed:
             self.codes.copy_(self._nearest(x))
 
+    def release(self) -> None:
+        """Leave the weight in float."""
+        self.clustered.fill_(False)
+
     def encode(self, x: Tensor) -> LevelsEncoding:
-        codes = self.codes if self.fixed else self._nearest(x)
+        codes = self.codes if self._is_weight(x) else self._nearest(x)
         bits = (len(self.centroids) - 1).bit_length()
         return LevelsEncoding(codes.to(torch.int32), self.centroids.detach().float(), 0, (x.shape[0],), (bits,))
 

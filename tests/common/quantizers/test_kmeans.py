@@ -170,7 +170,25 @@ def test_only_centroids_of_fixed_clusters_have_a_gradient():
     quantizer = KMeansQuantizer(2, shape=(4, 4))
     quantizer.calibrate(weight)
     quantizer(weight).sum().backward()
-    assert weight.grad is None and quantizer.centroids.grad.tolist() == [4, 5, 3, 4]
+    assert not weight.grad.any() and quantizer.centroids.grad.tolist() == [4, 5, 3, 4]
+
+
+def test_a_released_weight_is_itself_until_it_is_clustered_again():
+    weight = example().float().requires_grad_()
+    quantizer = KMeansQuantizer(2, shape=(4, 4))
+    quantizer.release()
+    y = quantizer(weight)
+    assert torch.equal(y, weight)
+    y.sum().backward()
+    assert (weight.grad == 1).all() and not quantizer.centroids.grad.any()
+    quantizer.calibrate(weight)
+    assert quantizer(weight).unique().numel() == 4
+
+
+def test_tensors_of_another_shape_take_the_nearest_centroid():
+    quantizer = KMeansQuantizer(2, shape=(4, 4))
+    quantizer.calibrate(example().float())
+    assert quantizer(torch.tensor([-9.0, 0.4, 1.7, 9.0])).tolist() == pytest.approx([-1.0, 0.0, 1.5, 2.0], abs=1e-6)
 
 
 def test_without_fixed_clusters_the_gradient_reaches_the_weights_too():
