@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.quantizers.functional import recomputed
-from common.quantizers.levels import LevelsEncoding
+from common.quantizers.levels import LevelsEncoding, LevelsQuantizer
 from common.quantizers.modules import Quantizer, Traits
 from common.quantizers.planes import (
     PlanesEncoding,
     PlanesQuantizer,
     check_width,
+    level_middles,
     nearest_codes,
     nearest_levels,
     plane_levels,
@@ -204,8 +205,14 @@ class LQNetsActivations(Quantizer):
         codes = nearest_codes(self._values(x), levels).to(torch.int32)
         return LevelsEncoding(codes, levels.float(), 0, (x.shape[0],), (len(self.basis),))
 
-    def inference_form(self) -> LQNetsActivations:
-        return self
+    @torch.no_grad()
+    def inference_form(self) -> LevelsQuantizer:  # type: ignore[override]
+        """The plain table of the present levels, independent of this module."""
+        levels = self.levels().float().unique()  # planes that coincide or vanish leave fewer of them
+        thresholds = level_middles(levels)
+        if len(levels) == 1:  # a table has at least two: one that is never reached
+            levels, thresholds = torch.cat([levels, levels + 1]), torch.full_like(levels, torch.inf)
+        return LevelsQuantizer(int(self.bit_width), levels=levels, thresholds=thresholds).to(levels.device)
 
 
 def _nearest_between(x: Tensor, levels: Tensor, top: Tensor) -> Tensor:

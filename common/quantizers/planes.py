@@ -78,10 +78,15 @@ def plane_levels(scales: Tensor, low: int = -1) -> Tensor:
 def _ascending(levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Levels in ascending order, their indices, and the middles between neighbours."""
     ascending, order = levels.sort(dim=-1, stable=True)
+    return ascending, order, level_middles(ascending)
+
+
+def level_middles(ascending: Tensor) -> Tensor:
+    """Halfway between neighbours of ascending levels, (..., L) -> (..., L - 1)."""
     low, high = ascending[..., :-1], ascending[..., 1:]
     middle = low + (high - low) / 2
     # Between neighbouring floats it rounds to one of them; a level has to stay its own nearest one.
-    return ascending, order, torch.where(middle > low, middle, high)
+    return torch.where(middle > low, middle, high)
 
 
 def nearest_codes(x: Tensor, levels: Tensor) -> Tensor:
