@@ -76,6 +76,8 @@ class HWGQ(LevelsQuantizer):
         uniform: equally spaced levels, as in the public code; otherwise Lloyd's.
         gradient: dy/dx beyond tau: "clipped" 0 (default), "relu" 1, "log_tailed" 1 / (x - tau + 1).
 
+    Buffer: scale, by which the levels are multiplied; 1 until `calibrate` sets it.
+
     Raises:
         ValueError: a width that the class does not have, a signed range, an unknown gradient.
     """
@@ -101,6 +103,19 @@ class HWGQ(LevelsQuantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         return _HalfWave.apply(x, self.scale, self.levels, self.thresholds, self.gradient)
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, max_abs: float | None = None) -> None:
+        """scale = root mean square of the positive values, which is 1 for a standard normal x (ours); 1 without any.
+
+        For inputs that no batch norm has normalized.
+
+        Args:
+            x: a sample of the activation.
+            max_abs: not needed.
+        """
+        positive = x[x > 0].double()
+        self.scale.fill_(float(positive.square().mean().sqrt()) if len(positive) else 1.0)
 
 
 class _HalfWave(torch.autograd.Function):
