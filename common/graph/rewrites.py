@@ -60,8 +60,10 @@ def repeat_changes(
             own_parameters(network, name, bias=True)
     view = GraphView(network)
     nodes = {node.name: node for node in network.graph.nodes if view.operator(node) == "relu6"}
-    for name, channels in (changes.get("activations") or {}).items():
-        if name not in nodes:
+    activations = changes.get("activations") or {}
+    for name in activations:
+        channels = activations[name] if isinstance(activations, Mapping) else None
+        if name not in nodes or not isinstance(channels, int):
             raise UserError(f"{source} does not fit: the network has no ReLU6 {name} to replace")
         node, own = nodes[name], ChannelCappedReLU(torch.zeros(channels)) if channels else nn.ReLU()
         network.add_submodule(f"{_OWN}{name}", own)

@@ -22,7 +22,8 @@ def finished(command):
 def test_a_run_records_what_it_measured(finished, record_of, folders):
     record = record_of(ROW)
     assert record["state"] == "measured"
-    assert set(record["cells"]) == {"top1", "top5", "wcr", "acr", "float_top1", "float_top5"}
+    accuracies = {"top1", "top5", "float_top1", "float_top5"}
+    assert set(record["cells"]) == {*accuracies, "wcr", "acr", "paired_drop", "paired_drop_low", "paired_drop_high"}
     assert record["data"]["name"] == "digits"
     assert record["data"]["test_images"] == 360
     assert (record["steps"], record["epochs_published"]) == (6, 30)
