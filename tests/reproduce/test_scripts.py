@@ -6,7 +6,10 @@ import subprocess
 import pytest
 
 
-@pytest.mark.parametrize("script, variable", [("hmq_imagenet", "IMAGENET_DIR"), ("hmq_cifar10", "CIFAR10_DIR")])
+@pytest.mark.parametrize(
+    "script, variable",
+    [("hmq_imagenet", "IMAGENET_DIR"), ("hmq_cifar10", "CIFAR10_DIR"), ("baselines_cifar10", "CIFAR10_DIR")],
+)
 def test_a_missing_data_folder_is_one_line_and_status_2(script, variable, repository, tmp_path):
     done = subprocess.run(
         ["bash", str(repository / "reproduce" / f"{script}.sh")],
