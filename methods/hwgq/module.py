@@ -9,17 +9,17 @@ from torch import nn
 from common.graph import Layer, Site
 from common.quantizers import half_wave
 from common.quantizers.binary import BWN
-from common.training.binary_aware import BinaryAware
+from common.training.binary_weights import BinaryWeights
 
 
-class HWGQ(BinaryAware):
-    """Inputs on the positive levels that suit a half-wave Gaussian, BWN's binary weights; first and last layer in float.
+class HWGQ(BinaryWeights):
+    """Inputs on the positive levels that suit a half-wave Gaussian, BWN's binary weights; both ends in float.
 
     Args:
         uniform: evenly spaced levels; otherwise Lloyd's.
         gradient: beyond the largest level: "clipped", "relu" or "log_tailed".
 
-    Other arguments: see BinaryAware and QuantizationAware.
+    Other arguments: see QuantizationAware.
 
     Raises:
         UserError: a layer whose input can be negative; weights of more than 1 bit, inputs of more than 8 (32: float).
@@ -27,6 +27,7 @@ class HWGQ(BinaryAware):
 
     def __init__(
         self,
+        weight_bit_width: int = 1,
         activation_bit_width: int = 2,
         uniform: bool = True,
         gradient: Literal["clipped", "relu", "log_tailed"] = "clipped",
@@ -36,6 +37,7 @@ class HWGQ(BinaryAware):
     ) -> None:
         self.uniform, self.gradient = uniform, gradient
         super().__init__(
+            weight_bit_width=weight_bit_width,
             activation_bit_width=activation_bit_width,
             learning_rate_schedule=learning_rate_schedule,
             weight_decay=weight_decay,

@@ -42,9 +42,7 @@ class LQNets(QuantizationAware):
 
     def weight_quantizer(self, layer: Layer, bit_width: int) -> nn.Module:
         fan_out = math.prod(layer.kernel_size) * layer.out_channels
-        return LQNetsWeights(
-            bit_width, channels=layer.out_channels, fan_out=fan_out, momentum=self.momentum_of_bases
-        )
+        return LQNetsWeights(bit_width, channels=layer.out_channels, fan_out=fan_out, momentum=self.momentum_of_bases)
 
     def input_quantizer(self, site: Site, bit_width: int) -> nn.Module:
         return LQNetsActivations(bit_width, signed=not site.non_negative, momentum=self.momentum_of_bases)

@@ -10,18 +10,18 @@ from common.graph import Layer, Site
 from common.quantizers import wrpn
 from common.quantizers.binary import BWN
 from common.quantizers.dorefa import DoReFaActivation
-from common.training.binary_aware import BinaryAware
+from common.training.binary_weights import BinaryWeights
 
 
-class WRPN(BinaryAware):
+class WRPN(BinaryWeights):
     """Weights on uniform levels of [-1, 1], inputs clipped to [0, 1], for widened networks; ends in float.
 
     The network is widened by its model: `common.models.widened.resnet34` with `model_args: {width: 2}`.
 
     Args:
-        start: limits of the weights' range: "constant" is 1; "mse" that of the least squared error of the start weights.
+        start: limits of the weights' range: "constant" is 1; "mse" that of the least squared error at the start.
 
-    Other arguments: see BinaryAware and QuantizationAware.
+    Other arguments: see QuantizationAware.
 
     Raises:
         UserError: a layer whose input can be negative; widths outside 1..8 (32: float), an unknown start.
