@@ -253,16 +253,21 @@ def _sizes(options: Any, layers: Sequence[Any], first_last: str) -> list[Size]:
 
 def _check_data(terms: Terms, float_net: Any, seed: int) -> None:
     """Reads the data once, before anything trains."""
+    from data import DATA_SETS
     from reproduce.runner import make_data_of
     from reproduce.settings import resolve
 
+    def check_shape(shape: Sequence[int] | None) -> None:
+        if shape is not None and tuple(shape) != tuple(float_net.input_shape):
+            raise UserError(
+                f"{terms.data_name} has images of {'x'.join(map(str, shape))}, {terms.model} takes "
+                f"{'x'.join(map(str, float_net.input_shape))}: name the other with --model or --data"
+            )
+
+    check_shape(getattr(DATA_SETS[terms.data_name], "input_shape", None))  # ImageNet's is a setting
     table = _float_table(terms, None)[0]
     data = make_data_of(resolve(table, table.row("float"), seed))
-    if tuple(data.input_shape) != tuple(float_net.input_shape):
-        raise UserError(
-            f"{terms.data_name} has images of {'x'.join(map(str, data.input_shape))}, {terms.model} takes "
-            f"{'x'.join(map(str, float_net.input_shape))}: name the other with --model or --data"
-        )
+    check_shape(data.input_shape)
     if data.num_classes > float_net.num_classes:
         raise UserError(f"{terms.model} has {float_net.num_classes} outputs, {terms.data_name} {data.num_classes}")
 

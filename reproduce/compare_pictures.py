@@ -20,6 +20,7 @@ def draw(report: Report, out: Path) -> list[tuple[Path, str]]:
     floats = {line.mean("float_top1") for line in report.lines if line.numbers}
     float_top1 = floats.pop() if len(floats) == 1 else None
     drawn: list[tuple[Path | None, str]] = []
+    subject = report.title.partition(":")[0]
     names = sorted({line.label for line in report.lines})  # whatever their ranks, each has one colour
     for name, label, value, larger_is_smaller in (
         ("wcr", "weight compression rate", lambda line: line.mean("wcr"), True),
@@ -32,7 +33,7 @@ def draw(report: Report, out: Path) -> list[tuple[Path, str]]:
             ranked,
             out / f"pareto_{name}.png",
             unranked,
-            report.title,
+            subject,
             label,
             larger_is_smaller,
             logarithmic=bool(xs) and max(xs) > WIDE * min(xs) > 0,
@@ -42,7 +43,7 @@ def draw(report: Report, out: Path) -> list[tuple[Path, str]]:
         drawn.append((path, f"Accuracy against {label}; the line is the front of the ranked rows."))
     drawn += _widths(report, out)
     for group in report.groups:
-        title = f"{report.title}, {group.size.label}"
+        title = f"{subject}, {group.size.label}"
         path = plot_training(_curves(group), out / f"training_{_file(group)}.png", title, names)
         drawn.append((path, f"{title}: training of the first seed, of runs whose folder is still here."))
     return [(path, caption) for path, caption in drawn if path is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from common.compression import FLOAT_BITS, packed_bytes
@@ -246,6 +247,7 @@ def candidates() -> list[str]:
     return [name for name in names if not name.startswith("_") and name != FLOAT_METHOD]
 
 
+@cache
 def arguments_of(folder: str) -> dict[str, Any]:
     """Arguments of a method, inherited ones too, with their defaults."""
     return checked_arguments(method_class(folder), "model", {})

@@ -413,7 +413,7 @@ def plot_methods(
             axes.xaxis.set_major_formatter(EngFormatter())
         if not logarithmic:
             axes.set_xlim(_at_least(axes.get_xlim(), 0.2 * sum(axes.get_xlim()) / 2))
-        figure.legend(loc="outside right upper", fontsize=9)
+        figure.legend(loc="outside right center", fontsize=9)
         return _save(figure, path)
 
 
@@ -467,7 +467,7 @@ def plot_training(
             index = names.index(name)
             style = method_style(index)
             line = "-" if index < len(SERIES_COLORS) else "--"
-            losses.plot(*_columns(curve.loss), color=style["color"], ls=line, lw=1.5, label=name)
+            losses.plot(*_columns(_binned(curve.loss)), color=style["color"], ls=line, lw=1.5, label=name)
             accuracies.plot(
                 *_columns(curve.top1), color=style["color"], ls=line, marker=style["marker"], ms=4, lw=1.5, label=name
             )
@@ -477,8 +477,19 @@ def plot_training(
             axes.set_xlabel("epoch")
         figure.suptitle(title)
         handles, labels = accuracies.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper", fontsize=9)
+        figure.legend(handles, labels, loc="outside right center", fontsize=9)
         return _save(figure, path)
+
+
+def _binned(points: Sequence[tuple[float, float]], bins: int = 40) -> list[tuple[float, float]]:
+    """Means over equal stretches of x: single batches' losses are noise."""
+    if len(points) <= bins:
+        return list(points)
+    first, last = points[0][0], points[-1][0]
+    stretches: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for x, y in points:
+        stretches[min(bins - 1, int(bins * (x - first) / (last - first)))].append((x, y))
+    return [(statistics.fmean(x for x, _ in s), statistics.fmean(y for _, y in s)) for s in stretches.values()]
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
