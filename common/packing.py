@@ -18,9 +18,12 @@ from common.errors import UserError
 from common.graph import find_sites, insert_quantizers, quantizers, remove_quantizers, trace
 from common.graph.rewrites import describe_changes, repeat_changes
 from common.models import build_model, list_models
+from common.operators import operators, repeat_operators
 from common.quantizers import AffineEncoding, AffineQuantizer, Quantizer
+from common.quantizers.duq import RescaledQuantizer
 from common.quantizers.levels import LevelsEncoding, LevelsQuantizer
 from common.quantizers.lsq import OffsetQuantizer
+from common.quantizers.multi_bit import ABCNetActivations
 from common.quantizers.planes import PlanesEncoding, PlanesQuantizer
 
 FORMAT = "packed-network-1"
@@ -33,12 +36,14 @@ _ENCODINGS: dict[str, tuple[type[Encoding], tuple[str, ...], tuple[str, ...]]] =
     "levels": (LevelsEncoding, ("levels",), ()),
     "planes": (PlanesEncoding, ("scales",), ()),
 }
-# Kind of activation grid -> class; all of its state is buffers.
-_GRIDS: dict[str, type[Quantizer]] = {
+# Kind of activation grid -> class; all that it needs is in its state.
+_GRIDS: dict[str, type[Quantizer] | type[RescaledQuantizer]] = {
     "grid": AffineQuantizer,
     "offset_grid": OffsetQuantizer,
+    "rescaled_grid": RescaledQuantizer,
     "levels_grid": LevelsQuantizer,
     "planes_grid": PlanesQuantizer,
+    "shifted_planes_grid": ABCNetActivations,
 }
 
 
@@ -110,6 +115,8 @@ def save_packed(
             "encodings": json.dumps(encodings),
             "metadata": json.dumps(metadata),
         }
+        if changed := operators(network):
+            header["operators"] = json.dumps(changed)
     except TypeError as error:
         raise UserError(f"packing {path}: {error}") from None
     temporary = Path(f"{path}.partial")
@@ -143,6 +150,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a packed model (no {FORMAT} header)")
     try:
         parsed = {name: json.loads(header[name]) for name in ("policy", "network", "encodings", "metadata")}
+        parsed["operators"] = json.loads(header.get("operators", "{}"))
     except (KeyError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: damaged header ({error})") from None
     if wrong := [name for name, content in parsed.items() if not isinstance(content, dict)]:
@@ -203,6 +211,7 @@ def load_packed(path: str | Path, model: str | None = None) -> tuple[fx.GraphMod
     if wrong := [k for k in missing if not k.endswith("num_batches_tracked")] + unexpected:
         raise UserError(f"{path} does not fit {name}: {wrong[0]} is missing or unknown")
     insert_quantizers(traced, grids)
+    repeat_operators(traced, metadata["operators"])
     return traced.eval(), metadata
 
 
@@ -252,8 +261,8 @@ def _describe_grid(grid: nn.Module) -> dict[str, Any]:
 def _read_grid(file: safe_open, site: str, encoding: dict[str, Any]) -> nn.Module:
     prefix = f"{_TABLES}{site}."
     values = {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
-    width = values["grid.bit_width" if encoding["kind"] == "offset_grid" else "bit_width"]
-    settings: dict[str, Any] = {"channels": encoding["channels"]}
+    width = values[{"offset_grid": "grid.", "rescaled_grid": "grid.grid."}.get(encoding["kind"], "") + "bit_width"]
+    settings: dict[str, Any] = {} if encoding["kind"] == "shifted_planes_grid" else {"channels": encoding["channels"]}
     if encoding["kind"] == "levels_grid":
         settings |= {"levels": values["levels"], "thresholds": values["thresholds"], "ties_up": encoding["ties_up"]}
     grid = _GRIDS[encoding["kind"]](int(width), **settings)

@@ -13,6 +13,7 @@ from common.quantizers.modules import AffineQuantizer, Traits
 from common.quantizers.transformed import TransformedQuantizer
 
 H_SWISH_OFFSET = -3 / 8  # the minimum of h-swish
+FIT_VALUES = 2**16  # of a tensor, that a fitted range looks at
 
 
 def inverse_softplus(value: Tensor) -> Tensor:
@@ -76,6 +77,34 @@ class _Rescale(nn.Module):
         return ((values - self.offset) * ratio + self.offset).to(x.dtype)
 
 
+class _FixedRescale(nn.Module):
+    """x -> (x - offset) ratio + offset; both are buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("ratio", torch.tensor(1.0))
+        self.register_buffer("offset", torch.tensor(0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x.to(self.ratio.dtype) - self.offset) * self.ratio + self.offset).to(x.dtype)
+
+
+class RescaledQuantizer(TransformedQuantizer):
+    """An `OffsetQuantizer` behind a fixed rescaling: what a packed file holds of a DuQ activation; all is buffers.
+
+    Args: see `AffineQuantizer`.
+    """
+
+    transform: _FixedRescale
+    grid: OffsetQuantizer
+
+    def __init__(self, bit_width: int = 8, signed: bool = True, channels: int | None = None) -> None:
+        super().__init__(_FixedRescale(), OffsetQuantizer(bit_width, signed, channels))
+
+    def inference_form(self) -> RescaledQuantizer:  # type: ignore[override]
+        return self
+
+
 class DuQ(TransformedQuantizer):
     """c round(clip(x / a, -1, 1) L) / L, or c round(clip(x / a, 0, 1) L) / L, with a and c learned apart.
 
@@ -91,6 +120,7 @@ class DuQ(TransformedQuantizer):
     """
 
     grid: DuQGrid
+    transform: _Rescale
 
     def __init__(self, bit_width: int = 4, signed: bool = True, offset: float = 0.0) -> None:
         super().__init__(_Rescale(offset), DuQGrid(bit_width, signed, offset))
@@ -114,3 +144,34 @@ class DuQ(TransformedQuantizer):
         raw = inverse_softplus(end.float().clamp(min=MIN_SCALE))
         self.grid.raw_scale.copy_(raw)
         self.transform.raw_clip.copy_(raw)
+
+    @torch.no_grad()
+    def fit_range(self, x: Tensor, candidates: int = 100) -> None:
+        """a = c with the least squared error on x, among even parts of the largest |x| (above the offset); our choice.
+
+        Args:
+            x: weights, or an activation.
+            candidates: number of parts.
+        """
+        values = x.float() if self.grid.signed else x[x > self.grid.offset].float()
+        largest = (values - self.grid.offset).abs().max() if values.numel() else torch.tensor(0.0)
+        if values.numel() > FIT_VALUES:
+            values = values.flatten()[:: -(-values.numel() // FIT_VALUES)]
+        errors, raws = [], []
+        for part in range(1, candidates + 1):
+            raws.append(inverse_softplus((largest * part / candidates).clamp(min=MIN_SCALE)))
+            self.grid.raw_scale.copy_(raws[-1])
+            errors.append((self.grid(values) - values).square().sum())
+        best = torch.stack(raws)[torch.stack(errors).argmin()]
+        self.grid.raw_scale.copy_(best)
+        self.transform.raw_clip.copy_(best)
+
+    @torch.no_grad()
+    def inference_form(self) -> RescaledQuantizer:  # type: ignore[override]
+        """The same function with everything fixed; as it rescales first, quantizing twice may change values."""
+        form = RescaledQuantizer(int(self.bit_width), self.grid.signed).to(self.grid.raw_scale.device)
+        plain = self.grid.inference_form()
+        form.grid = plain if isinstance(plain, OffsetQuantizer) else OffsetQuantizer.of(plain, torch.tensor(0.0))
+        form.transform.offset.fill_(self.grid.offset)
+        form.transform.ratio.copy_(self.grid.output_scale() / F.softplus(self.transform.raw_clip))
+        return form

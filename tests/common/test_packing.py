@@ -14,6 +14,7 @@ from common.models import build_model
 from common.packing import load_packed, read_metadata, save_packed, size_account
 from common.quantizers import AffineQuantizer, SymmetricQuantizer
 from common.quantizers.binary import BWN
+from common.quantizers.duq import H_SWISH_OFFSET, DuQ
 from common.quantizers.half_wave import HWGQ
 from common.quantizers.levels import LevelsQuantizer
 from common.quantizers.lsq import LSQ
@@ -240,6 +241,19 @@ def scaled(quantizer, weight):
     return quantizer
 
 
+def unequal(quantizer):
+    """A DuQ whose clipping level is not its output scale, also after calibration."""
+    calibrate = quantizer.calibrate
+
+    def then_move(x):
+        calibrate(x)
+        with torch.no_grad():
+            quantizer.transform.raw_clip.add_(0.3)
+
+    quantizer.calibrate = then_move
+    return quantizer
+
+
 WEIGHTS = {
     "levels": lambda weight: TTQ(),
     "levels per channel": lambda weight: scaled(LevelsQuantizer(3, channels=len(weight)), weight),
@@ -252,6 +266,9 @@ INPUTS = {
     "tied downwards": lambda: LevelsQuantizer(2, signed=False, levels=[0.0, 0.25, 1.0], ties_up=False),
     "offset": lambda: LSQ(3, signed=False, offset=True, batched=True),
     "planes": lambda: PlanesQuantizer(2),
+    "rescaled": lambda: unequal(DuQ(3, signed=False)),
+    "rescaled with an offset": lambda: unequal(DuQ(3, signed=False, offset=H_SWISH_OFFSET)),
+    "rescaled, signed": lambda: unequal(DuQ(3)),
 }
 
 

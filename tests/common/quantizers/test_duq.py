@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from common.quantizers import AffineQuantizer
-from common.quantizers.duq import H_SWISH_OFFSET, DuQ, inverse_softplus
+from common.quantizers.duq import H_SWISH_OFFSET, DuQ, RescaledQuantizer, inverse_softplus
 from common.quantizers.functional import round_ste
 from common.quantizers.lsq import OffsetQuantizer
 
@@ -141,9 +141,32 @@ def test_inverse_softplus(value):
     assert F.softplus(inverse_softplus(torch.tensor(value))).item() == pytest.approx(value, rel=1e-5)
 
 
-def test_an_activation_has_no_plain_form():
-    with pytest.raises(TypeError, match="DuQ has no plain form"):
-        DuQ(4, signed=False).inference_form()
+@pytest.mark.parametrize("signed, offset", [(True, 0.0), (False, 0.0), (False, H_SWISH_OFFSET)])
+def test_the_form_of_an_activation_rescales_and_quantizes(signed, offset):
+    module = quantizer(4, signed, offset=offset).float()
+    form = module.inference_form()
+    assert type(form) is RescaledQuantizer and not list(form.parameters()) and int(form.bit_width) == 4
+    x = torch.linspace(-2, 2, 4001)
+    assert torch.equal(form(x), module(x))
+    with torch.no_grad():
+        module.transform.raw_clip.add_(1.0)
+    assert not torch.equal(form(x), module(x))  # independent of the module
+
+
+def test_a_fitted_range_has_the_least_squared_error():
+    x = torch.randn(2000, generator=torch.Generator().manual_seed(3))
+    module = DuQ(2)
+    module.fit_range(x)
+    found = module.grid.output_scale().item()
+    assert F.softplus(module.transform.raw_clip).item() == pytest.approx(found)
+
+    def error(scale):
+        return (torch.where(x.abs() > scale / 2, scale * x.sign(), 0.0) - x).square().sum().item()
+
+    parts = [x.abs().max().item() * i / 100 for i in range(1, 101)]
+    assert found == pytest.approx(min(parts, key=error), rel=1e-5)
+    for signed in (True, False):
+        DuQ(4, signed).fit_range(torch.zeros(10))
 
 
 def test_offset_of_weights():
