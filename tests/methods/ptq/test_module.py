@@ -169,7 +169,7 @@ def test_the_data_free_settings_read_no_image():
 def test_ranges_from_batch_norm_need_batch_norm():
     module = PTQ(activation_observer="batch_norm")
     module.statistics = {}
-    with pytest.raises(UserError, match="batch_norm: no batch norm tells of relu1.output"):
+    with pytest.raises(UserError, match=r"batch_norm: no batch norm tells of relu1\.output"):
         module.calibrate([])
     module = PTQ(activation_bit_width=32, bias_correction="analytic")
     module.statistics = {}
