@@ -14,6 +14,7 @@ from common.calibration.aciq import ACIQObserver
 from common.calibration.adaround import adaround
 from common.calibration.batch_norm import batch_norm_observers, expected_inputs
 from common.calibration.kl import KLObserver
+from common.calibration.moments import match_moments
 from common.calibration.observers import (
     MeanExtremesObserver,
     MinMaxObserver,
@@ -43,7 +44,7 @@ WeightRange = Literal["minmax", "mse", "percentile"]
 ActivationObserver = Literal[
     "minmax", "moving_average", "mean_extremes", "percentile", "mse", "aciq_laplace", "aciq_gauss", "kl", "batch_norm"
 ]
-BiasCorrection = Literal["none", "analytic", "empirical"]
+BiasCorrection = Literal["none", "analytic", "empirical", "moments"]
 Rounding = Literal["nearest", "adaround"]
 Clusters = Literal["uniform", "kmeans"]
 _WORDS = {
@@ -82,7 +83,8 @@ class PTQ(QuantizedModule):
         fold_batch_norm: into the layers before.
         equalization: of weight ranges across layers.
         absorption: of high biases into the next layer, after equalization.
-        bias_correction: "none"; "analytic", from batch norm; "empirical", from the calibration images.
+        bias_correction: "none"; "analytic", from batch norm; "empirical", from the calibration images; "moments", from
+            them too, together with a factor of each output channel's scale (per channel only).
         rounding: "nearest", or "adaround" layer by layer, with adaround_steps of Adam on adaround_batch_size images.
         calibration_images: taken from the training set.
         calibration_batch_size: images at a time; it matters to "moving_average" only.
@@ -138,6 +140,8 @@ class PTQ(QuantizedModule):
             raise UserError("absorption follows equalization: set equalization too")
         if weight_levels == "kmeans" and (weight_granularity == "per_channel" or rounding == "adaround"):
             raise UserError("kmeans shares values per tensor, rounded to nearest: set weight_granularity per_tensor")
+        if bias_correction == "moments" and weight_granularity != "per_channel":
+            raise UserError("bias_correction moments rescales output channels: set weight_granularity per_channel")
         super().__init__(
             model=model,
             weights=weights,
@@ -215,7 +219,7 @@ class PTQ(QuantizedModule):
     def needs_images(self) -> bool:
         """Whether `calibrate` looks at images."""
         observed = self.activation_observer != "batch_norm" and bool(self.quantizers_of("tensor"))
-        return observed or self.bias_correction == "empirical" or self.rounding == "adaround"
+        return observed or self.bias_correction in ("empirical", "moments") or self.rounding == "adaround"
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor], progress: Callable[[str], None] | None = None) -> None:
@@ -260,6 +264,8 @@ class PTQ(QuantizedModule):
             correct_biases(self.network, known, floats)
         elif self.bias_correction == "empirical":
             correct_biases_from_data(self.network, reference, images)
+        elif self.bias_correction == "moments":
+            match_moments(self.network, reference, images)
         self.calibrated.fill_(True)
 
     def _fit_activations(self, images: list[Tensor]) -> None:

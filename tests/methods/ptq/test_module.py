@@ -241,6 +241,7 @@ def test_kmeans_shares_values():
         ({"equalization": True, "fold_batch_norm": False}, "equalization needs folded batch norms"),
         ({"absorption": True}, "absorption follows equalization"),
         ({"weight_levels": "kmeans"}, "kmeans shares values per tensor"),
+        ({"bias_correction": "moments", "weight_granularity": "per_tensor"}, "moments rescales output channels"),
         ({"calibration_images": 0}, "must be at least 1, got 0 and 16"),
         ({"weight_bit_width": 1}, "weight_bit_width must be at least 2, got 1"),
         ({"activation_bit_width": 17}, "bit_width must be in"),
@@ -250,3 +251,30 @@ def test_what_does_not_fit_is_refused_in_one_line(settings, message):
     with pytest.raises(UserError, match=message) as error:
         PTQ(**settings)
     assert "\n" not in str(error.value)
+
+
+@torch.no_grad()
+def moments(network, reference, images):
+    """Layer -> (mean, std) of each output channel, quantized and float."""
+    found = {}
+    for call in walk_together(network, reference, images):
+        layer, original = network.get_submodule(call.name), reference.get_submodule(call.name)
+        axis = 1 if isinstance(layer, torch.nn.Conv2d) else -1
+        values = [layer(x).movedim(axis, 0).flatten(1) for x in call.inputs]
+        wanted = [original(x).movedim(axis, 0).flatten(1) for x in call.reference_inputs]
+        found[call.name] = [(v.mean(1), v.std(1, correction=0)) for v in (torch.cat(values, 1), torch.cat(wanted, 1))]
+    return found
+
+
+def test_matched_moments_are_those_of_the_float_network_and_codes_stay():
+    module = trained_like(weight_bit_width=4, weight_range="mse", bias_correction="moments", activation_bit_width=32)
+    plain = trained_like(weight_bit_width=4, weight_range="mse", activation_bit_width=32)
+    reference = reference_of(module)
+    module.calibrate(batches())
+    plain.calibrate([])
+    for found, wanted in moments(module.network, reference, batches()).values():
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    for name, quantizer in module.quantizers_of("weight").items():
+        codes = quantizer.encode(module.network.get_parameter(name)).codes
+        assert torch.equal(codes, plain.quantizers[name].encode(plain.network.get_parameter(name)).codes)
+        assert not torch.equal(quantizer.scale, plain.quantizers[name].scale)
