@@ -1,16 +1,18 @@
-"""What methods with binary weights share: latent weights kept in range, their learning rate, statistics, the loss."""
+"""What methods with binary weights share: latent weights in range, what feeds a sign, statistics, the loss."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.compression import FLOAT_BITS
 from common.errors import UserError
-from common.graph import Site
+from common.graph import Site, find_sites, layer_table
+from common.operators import move_pools_first, pools_before, relus_before, remove_relus
 from common.quantizers.binary import clip_weights_, glorot_bound
 from common.quantizers.planes import PlanesQuantizer
 from common.training.quantization_aware import QuantizationAware
@@ -33,6 +35,8 @@ class BinaryAware(QuantizationAware):
         center_weights: after a step, before the clip, subtract the mean over the input channels.
         learning_rate_scale: multiple of the learning rate that latent weights get: "one", or the inverse of the Glorot
             bound of their layer ("glorot").
+        remove_relus: with binary inputs: take ReLUs in front of them out and pool before batch norm, see
+            `common.operators`; behind a ReLU every sign is +1.
         loss: "cross_entropy", or "square_hinge": mean over images and classes of max(0, 1 - t y)^2, t = 1 for the label
             and -1 for the others.
 
@@ -52,6 +56,7 @@ class BinaryAware(QuantizationAware):
         clip_weights: Literal["none", "one", "glorot"] = "none",
         center_weights: bool = False,
         learning_rate_scale: Literal["one", "glorot"] = "one",
+        remove_relus: bool = True,
         loss: Literal["cross_entropy", "square_hinge"] = "cross_entropy",
         **kwargs: Any,
     ) -> None:
@@ -63,7 +68,7 @@ class BinaryAware(QuantizationAware):
             if value not in words:
                 raise UserError(f"{name} must be one of {', '.join(words)}, got {value!r}")
         self.clip_weights, self.center_weights = clip_weights, center_weights
-        self.learning_rate_scale, self.loss = learning_rate_scale, loss
+        self.learning_rate_scale, self.remove_relus, self.loss = learning_rate_scale, remove_relus, loss
         super().__init__(
             weight_bit_width=weight_bit_width,
             activation_bit_width=activation_bit_width,
@@ -80,6 +85,29 @@ class BinaryAware(QuantizationAware):
         if word == "glorot":
             return glorot_bound(weight_shape)
         return {"none": float("inf"), "one": 1.0}[word]
+
+    # -- binary inputs ----------------------------------------------------------------------------------------------
+
+    def _choose(self) -> dict[str, nn.Module]:
+        if self.activation_bit_width < FLOAT_BITS and self.remove_relus:
+            layers = self.binary_inputs()
+            remove_relus(self.network, relus_before(self.network, layers))
+            move_pools_first(self.network, pools_before(self.network, layers))
+            example = torch.zeros(2, *self.input_shape)
+            self.layers = layer_table(self.network, example)
+            self.sites = {site.name: site for site in find_sites(self.network, example)}
+        return super()._choose()
+
+    def binary_inputs(self) -> list[str]:
+        """Layers whose inputs get quantizers of this method."""
+        borrowed = self.first_last == "8bit"
+        return [
+            layer.name
+            for layer in self.layers
+            if self.widths_of(layer)[1] < FLOAT_BITS
+            and not any(read.is_image for read in layer.reads)
+            and not (borrowed and self.is_outer(layer))
+        ]
 
     # -- latent weights ---------------------------------------------------------------------------------------------
 
