@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.graph import Layer
 from common.quantizers import binary
 from common.training.binary_aware import BinaryAware
+
+NORM_BATCHES = 50  # training batches over which stochastic training averages batch norm's statistics anew at its end
 
 
 class BinaryConnect(BinaryAware):
@@ -48,3 +52,24 @@ class BinaryConnect(BinaryAware):
         return binary.BinaryConnect(
             bit_width, magnitude=self.bound(self.magnitude, shape), shape=shape if self.stochastic else None
         )
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if self.stochastic:
+            self._estimate_norms()
+
+    @torch.no_grad()
+    def _estimate_norms(self) -> None:
+        """Batch norm statistics of the network of signs: training left those of random weights, which differ much."""
+        norms = [module for module in self.network.modules() if isinstance(module, _BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        self.network.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches
+            norm.train()
+        for images, _ in self.trainer.datamodule.calibration_batches(NORM_BATCHES):
+            self.network.forward(images.to(self.device))  # not the compiled one
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        self.network.train()
