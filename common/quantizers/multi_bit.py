@@ -314,7 +314,8 @@ def _abc_activation(x: Tensor, scales: Tensor, shifts: Tensor) -> Tensor:
 class ABCNetActivations(Quantizer):
     """ABC-Net's activations: N binary activations with trained shifts and scales.
 
-    At first they are the uniform levels of N + 1 values from -1 to 1, with thresholds halfway. Trained levels need not
+    At first they are the uniform levels of N + 1 values from -1 to 1, with thresholds halfway; `calibrate` moves and
+    stretches the thresholds to the mean and standard deviation of what it sees. Trained levels need not
     lie between their own thresholds, in which case quantizing twice changes values.
 
     Args:
@@ -349,8 +350,10 @@ class ABCNetActivations(Quantizer):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, max_abs: float | None = None) -> None:
-        """Scales by least squares for the present shifts; `max_abs` is not needed."""
+        """Thresholds at mean + std (2 n + 1 - N) / N, then the scales of least squares; `max_abs` is not needed."""
         row = x.to(self.scales.dtype).reshape(1, -1)
+        thresholds = (2 * torch.arange(len(self.shifts)) + 1 - len(self.shifts)) / len(self.shifts)
+        self.shifts.copy_(0.5 - (row.mean() + row.std() * thresholds.to(row)))
         planes = torch.where(row + self.shifts.reshape(-1, 1, 1) >= 0.5, 1.0, -1.0)
         self.scales.copy_(plane_scales(row, planes).squeeze(0))
 
