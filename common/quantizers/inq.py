@@ -41,13 +41,21 @@ class INQ(LevelsQuantizer):
     Args:
         bit_width: b, 2..8: one code for zero, 2^(b-1) signed powers.
         signed: True.
+        largest: which power is 2^n1: "max", by the largest weight (the paper); "error", of this one and the eight
+            below it the one with the least squared error (ours). With few bits the largest weight says little: at 2
+            bits all weights below half of the only level are 0.
 
     Buffers: scale 2^n1; levels in its units.
+
+    Raises:
+        ValueError: a width or a rule that the class does not have.
     """
 
     traits: ClassVar[Traits] = Traits(bit_widths=tuple(range(2, 9)), unsigned=False)
 
-    def __init__(self, bit_width: int = 5, signed: bool = True) -> None:
+    def __init__(self, bit_width: int = 5, signed: bool = True, largest: str = "max") -> None:
+        if largest not in ("max", "error"):
+            raise ValueError(f"largest must be max or error, got {largest!r}")
         levels = thresholds = None
         if bit_width in self.traits.bit_widths:
             positive = torch.tensor(
@@ -58,6 +66,7 @@ class INQ(LevelsQuantizer):
             levels = torch.cat([-positive[1:].flip(0), positive])
             thresholds = torch.cat([lower.flip(0), upper])
         super().__init__(bit_width, signed, levels=levels, thresholds=thresholds)
+        self.largest = largest
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, max_abs: float | None = None) -> None:
@@ -68,7 +77,13 @@ class INQ(LevelsQuantizer):
             max_abs: largest |w|, if x is a sample.
         """
         largest = float(x.abs().max()) if max_abs is None else max_abs
-        self.scale.fill_(2.0 ** power_range(largest, int(self.bit_width))[0])
+        top = power_range(largest, int(self.bit_width))[0]
+        exponents = [top] if self.largest == "max" else range(top, top - 9, -1)
+        errors = []
+        for exponent in exponents:
+            self.scale.fill_(2.0**exponent)
+            errors.append(float((self(x) - x).double().square().sum()))
+        self.scale.fill_(2.0 ** exponents[errors.index(min(errors))])
 
 
 class IncrementalQuantizer(nn.Module):
