@@ -26,8 +26,6 @@ class APoT(QuantizationAware):
         differentiate_statistics: let the gradient flow through mean and deviation of the weights, as the public
             ImageNet code does; its CIFAR-10 code does not.
         quantizer_weight_decay: of the clipping levels.
-        weight_alpha_rate: learning rate of the weights' clipping levels, in multiples of `learning_rate`; None: as for
-            the inputs', `quantizer_learning_rate`.
 
     Other arguments: see QuantizationAware.
 
@@ -45,10 +43,8 @@ class APoT(QuantizationAware):
         straight: bool | None = None,
         differentiate_statistics: bool = True,
         quantizer_weight_decay: float = 1e-4,
-        weight_alpha_rate: float | None = None,
         **kwargs: Any,
     ) -> None:
-        self.weight_alpha_rate = weight_alpha_rate
         self.weight_alpha, self.activation_alpha, self.start = weight_alpha, activation_alpha, start
         self.straight, self.differentiate_statistics = straight, differentiate_statistics
         super().__init__(quantizer_weight_decay=quantizer_weight_decay, **kwargs)
@@ -60,15 +56,3 @@ class APoT(QuantizationAware):
 
     def input_quantizer(self, site: Site, bit_width: int) -> nn.Module:
         return apot.APoT(bit_width, not site.non_negative, self.activation_alpha, start=self.start)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        groups = super().parameter_groups()
-        if self.weight_alpha_rate is None:
-            return groups
-        own = {id(p) for quantizer in self.quantizers_of("weight").values() for p in quantizer.parameters()}
-        alphas = [p for group in groups for p in group["params"] if id(p) in own]
-        for group in groups:
-            group["params"] = [p for p in group["params"] if id(p) not in own]
-        rate = self.learning_rate * self.weight_alpha_rate
-        groups.append({"params": alphas, "lr": rate, "weight_decay": self.quantizer_weight_decay})
-        return [group for group in groups if group["params"]]

@@ -74,13 +74,3 @@ def test_settings_that_it_does_not_have():
         APoT(start="kl")
     with pytest.raises(UserError, match="bit_width of APoT must be one of"):
         APoT(weight_bit_width=1)
-
-
-def test_clipping_levels_of_weights_and_inputs_learn_at_their_own_rates():
-    module = APoT(learning_rate=0.04, quantizer_learning_rate=2.5, weight_alpha_rate=0.5)
-    rates = {id(p): group.get("lr", 0.04) for group in module.parameter_groups() for p in group["params"]}
-    assert set(rates) == {id(p) for p in module.parameters()}
-    expected = {"conv2.weight": 0.02, "conv2.input": 0.1}
-    for site, rate in expected.items():
-        assert [rates[id(p)] for p in module.quantizers[site].parameters()] == [pytest.approx(rate)]
-    assert rates[id(module.network.conv2.weight)] == 0.04
