@@ -1,4 +1,4 @@
-"""python -m reproduce run|tables|evaluate|render|bench|plots ..."""
+"""python -m reproduce run|tables|evaluate|render|compare|bench|plots ..."""
 
 import sys
 

@@ -154,13 +154,13 @@ def _compare_methods(options: Any, settings: Mapping[str, Any]) -> tuple[Report,
     constraint = None if options.constraint is None else parse_constraint(options.constraint)
     costs = Costs.of(options.target, constraint)
     terms = make_terms(model, data_name, options.first_last or "8bit", options.epochs, options.constraint, settings)
-    _check_chosen(methods, terms)
     how = How(options.force, options.checkpoint_every, options.here, to_ledger=options.record is not None)
     if data_name == "digits":
         torch.set_num_threads(1)
     weights = given_weights(model, settings)
     float_net = _float_network(terms, weights, seeds[0])
     sizes = _sizes(options, float_net.layers, terms.first_last)
+    _check_chosen(methods, terms, sizes)
     _check_data(terms, float_net, seeds[0])
     if weights is None and data_name == "digits":
         files = {seed: str(_trained_float(terms, seed, how)) for seed in seeds}
@@ -214,13 +214,35 @@ def _methods(text: str | None) -> list[str]:
     return methods
 
 
-def _check_chosen(methods: Sequence[str], terms: Terms) -> None:
-    """An argument from the command line has to be one of some method's."""
-    from reproduce.compare_terms import arguments_of
+def _check_chosen(methods: Sequence[str], terms: Terms, sizes: Sequence[Size]) -> None:
+    """
+    Raises:
+        UserError: an argument from the command line that no method has, or that a method refuses which takes the rest.
+    """
+    from reproduce.compare_jobs import own_table
+    from reproduce.compare_terms import NotOffered, arguments_of, run_of
+    from reproduce.settings import resolve
 
+    methods = [method for method in methods if _import_error(method) is None]
     for name in terms.chosen:
-        if not any(name in arguments_of(method) for method in methods if _import_error(method) is None):
+        if not any(name in arguments_of(method) for method in methods):
             raise UserError(f"no method here has an argument {name!r} (--model.{name})")
+
+    def resolves(method: str, chosen: bool) -> UserError | None:
+        try:
+            run = run_of(method, terms, sizes[0], None, chosen)
+            row = {"name": "row", "method": method, "model": terms.model, "run": run}
+            table = own_table("check", terms.data_name, [row])[0]
+            resolve(table, table.row("row"))
+        except NotOffered:
+            pass
+        except UserError as error:
+            return error
+        return None
+
+    for method in methods if terms.chosen else ():
+        if (error := resolves(method, True)) is not None and resolves(method, False) is None:
+            raise error
 
 
 def _import_error(method: str) -> str | None:
@@ -350,11 +372,9 @@ def _plan(
                 method, method, size.label, seed, *own_table(table_name, terms.data_name, [{**row, "run": run}]),
                 row["name"], hashes[seed],
             )  # fmt: skip
-            reason = _unoffered(job, terms, size)
+            reason = _unoffered(job)
         except NotOffered as missing:
             return none("not offered", str(missing))
-        except UserError:
-            raise  # of the command line: what a method says of itself has been told apart
         except Exception as error:
             return none("failed", one_line(error) or type(error).__name__)
         if reason is not None:
@@ -367,28 +387,14 @@ def _plan(
     return planned
 
 
-def _unoffered(job: Job, terms: Terms, size: Size) -> tuple[str, str] | None:
-    """(state, reason) of a method that cannot be compared; built once to find out.
-
-    Raises:
-        UserError: arguments from the command line that the method refuses, where it takes the rest.
-    """
-    from reproduce.compare_jobs import own_table
-    from reproduce.compare_terms import run_of
-    from reproduce.settings import method_class, resolve
+def _unoffered(job: Job) -> tuple[str, str] | None:
+    """(state, reason) of a method that cannot be compared; built once to find out."""
+    from reproduce.settings import method_class
 
     try:
-        settings = resolve(job.table, job.table.row(job.row), job.seed)
+        settings = job.settings()
     except UserError as error:
-        if terms.chosen:
-            run = run_of(job.method, terms, size, None, chosen=False)
-            row = {"name": "plain", "method": job.method, "model": terms.model, "run": run}
-            plain = own_table("plain", terms.data_name, [row])[0]
-            try:
-                resolve(plain, plain.row("plain"), job.seed)
-            except UserError:
-                return "failed", one_line(error)
-        raise
+        return "failed", one_line(error)
     try:
         module = method_class(job.method)(**settings.model)
     except UserError as error:
@@ -423,7 +429,7 @@ def _compare_table(options: Any, settings: Mapping[str, Any]) -> tuple[Report | 
     from reproduce import ledger
     from reproduce.compare_jobs import How, Job, run_jobs
     from reproduce.compare_report import Costs, Report, make_groups
-    from reproduce.compare_terms import TERMS, first_last_of, shared_names, size_of_settings
+    from reproduce.compare_terms import first_last_of, make_terms, shared_names, size_of_settings
 
     given = [
         *("methods", "model", "data", "bits", "target_wcr", "activation_bits", "epochs", "constraint", "record"),
@@ -474,11 +480,7 @@ def _compare_table(options: Any, settings: Mapping[str, Any]) -> tuple[Report | 
         costs=Costs.of(options.target),
     )
     out = Path(options.out) if options.out else ledger.runs_folder() / "compare" / table.path.replace("/", "_")
-    data_name = resolved[0].data_name
-    from reproduce.compare_terms import make_terms
-
-    shared = shared_names(make_terms(first["model"], data_name if data_name in TERMS else "digits"))
-    return report, out, shared
+    return report, out, shared_names(make_terms(first["model"], resolved[0].data_name))
 
 
 def _table_entries(jobs: Sequence[Job], how: How, options: Any, run_jobs: Any) -> list[Entry]:

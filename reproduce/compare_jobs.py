@@ -139,6 +139,9 @@ def finished(job: Job, how: How, known: Mapping[tuple[str, str, str], tuple[Path
     own = existing_record(job.table, row, job.seed, rehearse=False)
     if own is not None and own[1]["settings_hash"] == settings.hash():
         path, record = own
+        if job.start_weights is not None and record.get("start_weights") != job.start_weights:
+            started = f"{relative(path)} started from weights {record.get('start_weights')}, not {job.start_weights}"
+            return Entry.of(job, "refused", f"{started}; --force runs it again")
         current = record["code_hash"] == code
         reason = "" if current else "changed since: code"
         return Entry.of(
@@ -165,7 +168,6 @@ def run_jobs(jobs: Sequence[Job], how: How) -> list[Entry]:
     entries: list[Entry | None] = [finished(job, how, known) for job in jobs]
     for entry in entries:
         if entry is not None:
-            assert entry.path is not None
             _tell(entry)
     pending = [number for number, entry in enumerate(entries) if entry is None]
     begun = time.monotonic()

@@ -60,6 +60,7 @@ class Numbers:
         bitops: sum of MACs x weight bits x activation bits of one image; float is 32.
         costs: quantity -> cost in its model's unit.
         limited: what the constraint bounds.
+        drop_interval: of 95 %, of the drop on the same images, in points.
     """
 
     float_top1: float
@@ -74,6 +75,7 @@ class Numbers:
     limited: float | None
     peak_memory_bytes: int | None
     epochs: float
+    drop_interval: tuple[float, float] | None = None
 
 
 def network_of(record: Record) -> Network:
@@ -123,6 +125,7 @@ def numbers_of(record: Record, costs: Costs) -> Numbers:
         limited=None if constraint is None else cost(constraint.model),
         peak_memory_bytes=record.get("peak_memory_bytes"),
         epochs=record.get("epochs_done") or 0.0,
+        drop_interval=(cells["paired_drop_low"], cells["paired_drop_high"]) if "paired_drop_low" in cells else None,
     )
 
 
@@ -377,6 +380,15 @@ def accuracy_text(line: Line) -> str:
     return f"{mean:.2f} ± {std:.2f} (n={len(line.numbers)})"
 
 
+def drop_text(line: Line) -> str:
+    """Float minus quantized accuracy; with one seed and answers image by image, [its 95 % interval]."""
+    if not line.numbers:
+        return NOTHING
+    text = f"{statistics.fmean(n.float_top1 - n.top1 for n in line.numbers):.2f}"
+    interval = line.numbers[0].drop_interval if len(line.numbers) == 1 else None
+    return text if interval is None else f"{text} [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
 def bitops_text(value: float | None) -> str:
     if value is None:
         return NOTHING
@@ -407,21 +419,19 @@ def header(costs: Costs) -> list[str]:
 
 def row(line: Line) -> list[str]:
     """The texts of a row."""
-    float_top1, top1 = line.mean("float_top1"), line.mean("top1")
     behind = "" if line.behind is None else f"{line.behind[0] or -0.0:+.2f} ± {line.behind[1]:.2f}"
     peak = line.mean("peak_memory_bytes")
     memory = NOTHING if peak is None else f"{peak / 2**20:.0f}"
     if line.memory_ratio is not None:
         memory += f" (x{line.memory_ratio:.2f})"
-    drop = None if float_top1 is None or top1 is None else float_top1 - top1
     last = "; ".join(filter(None, (line.reason, line.notes))) or record_text(line)
     return [
         str(line.rank) if line.rank else NOTHING,
         line.label,
-        _number(float_top1),
+        _number(line.mean("float_top1")),
         accuracy_text(line),
         behind or NOTHING,
-        _number(drop),
+        drop_text(line),
         _number(line.mean("wcr")),
         _number(line.mean("acr")),
         _number(line.mean("packed_bytes"), ",.0f"),
@@ -440,7 +450,7 @@ def legend(report: Report) -> list[str]:
     lines = [
         "top-1: of the packed file, loaded again, on all test images. ± is the standard deviation over n seeds; [±], "
         "with one seed, the sampling error of the test images. A difference to the best row that is below twice its "
-        "error shows nothing.",
+        "error shows nothing. [,] after a drop: its 95 % interval, from the answers to the same images.",
         "WCR: float32 weights over packed codes (float layers in float32), whose bytes stand under bytes; file: the "
         "whole packed file. ACR: of the largest activation tensor. BitOPs: MACs x weight bits x activation bits of one "
         "image.",

@@ -20,36 +20,41 @@ NETWORK = ("model", "weights", "num_classes", "input_shape", "model_args", "seed
 WEIGHT_WIDTHS = ("weight_bit_width", "bit_width")
 FIRST_LAST = {"8bit": 8, "same": None, "float": FLOAT_BITS}
 
-# Of every method that has an argument of the name. CIFAR-10's are those of methods/*/configs/cifar10_equal_terms.yaml,
-# ImageNet's those of imagenette_equal_terms.yaml.
-_OPTIMIZER = {
+# Where the shared terms of a data set are written down, as methods/<reference>/configs/<data>_equal_terms.yaml.
+REFERENCE = "lsq"
+SHARED = (
+    *("optimizer", "learning_rate", "learning_rate_schedule", "weight_decay", "batch_norm"),
+    *("compile_network", "channels_last"),
+)
+_USUAL = {
     "optimizer": "radam",
-    "learning_rate": 4e-4,
+    "learning_rate": 1e-3,  # as in methods/hmq/configs/digits.yaml
     "learning_rate_schedule": "cosine",
     "weight_decay": 1e-4,
     "batch_norm": "train",
-    "budget_repair": True,
-    "compile_network": True,
-    "channels_last": True,
+    "compile_network": False,
+    "channels_last": False,
 }
-TERMS: dict[str, dict[str, dict[str, Any]]] = {
-    "digits": {
-        # a small network, a few hundred steps: larger ones, as in methods/hmq/configs/digits.yaml, and no compiler
-        "model": _OPTIMIZER | {"learning_rate": 1e-3, "compile_network": False, "channels_last": False},
-        "data": {"batch_size": 64},
-        "trainer": {"max_epochs": 30},
-    },
-    "cifar10": {
-        "model": _OPTIMIZER,
-        "data": {"batch_size": 128},
-        "trainer": {"max_epochs": 30, "precision": "bf16-mixed"},
-    },
-    "imagenet": {
-        "model": _OPTIMIZER | {"learning_rate": 1e-4, "compile_network": False},
+TERMS: dict[str, dict[str, dict[str, Any]]] = {  # of data sets without such a file
+    "digits": {"model": _USUAL, "data": {"batch_size": 64}, "trainer": {"max_epochs": 30}},
+    "imagenet": {  # those of methods/hmq/configs/imagenette_equal_terms.yaml
+        "model": _USUAL | {"learning_rate": 1e-4, "channels_last": True},
         "data": {"batch_size": 32},
         "trainer": {"max_epochs": 50, "precision": "bf16-mixed"},
     },
 }
+
+
+def shared_terms(data_name: str) -> dict[str, dict[str, Any]]:
+    """The sections model, data and trainer that all methods get on a data set."""
+    file = f"{data_name}_equal_terms.yaml"
+    if (METHODS / REFERENCE / "configs" / file).is_file():
+        config = read_config(REFERENCE, file)
+        model = {name: value for name, value in config["model"].items() if name in SHARED}
+        data, trainer = config["data"].get("init_args") or {}, config["trainer"]
+    else:
+        model, data, trainer = (TERMS[data_name][section] for section in ("model", "data", "trainer"))
+    return {"model": {**model, "budget_repair": True}, "data": dict(data), "trainer": dict(trainer)}
 
 
 class NotOffered(Exception):
@@ -126,7 +131,7 @@ def make_terms(
     """
     if data_name not in DATA_SETS:
         raise UserError(f"unknown data set {data_name!r}: choose one of {', '.join(DATA_SETS)}")
-    sections = {name: dict(values) for name, values in TERMS[data_name].items()}
+    sections = shared_terms(data_name)
     if epochs is not None:
         sections["trainer"]["max_epochs"] = epochs
     chosen: dict[str, Any] = {}
