@@ -2,56 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from common.graph import Layer
-from common.quantizers import binary
-from common.training.binary_aware import BinaryAware
+from common.training.sign_weights import SignWeights
 
 NORM_BATCHES = 50  # training batches over which stochastic training averages batch norm's statistics anew at its end
 
 
-class BinaryConnect(BinaryAware):
+class BinaryConnect(SignWeights):
     """Weights +-H, latent weights clipped to [-H, H] after every step; inputs in float, all layers alike.
 
     Args:
         stochastic: in training +H with probability clip((w / H + 1) / 2, 0, 1); eval mode takes the sign.
-        magnitude: H, 1 ("one") or the Glorot bound sqrt(1.5 / (fan_in + fan_out)) of the layer ("glorot").
 
-    Other arguments: see BinaryAware.
+    Other arguments: see SignWeights and BinaryAware.
     """
 
-    def __init__(
-        self,
-        stochastic: bool = False,
-        magnitude: Literal["one", "glorot"] = "one",
-        first_last: Literal["float", "8bit", "same"] = "same",
-        learning_rate_scale: Literal["one", "glorot"] = "glorot",
-        optimizer: Literal["sgd", "adam", "radam"] = "adam",
-        learning_rate: float = 3e-3,
-        weight_decay: float = 0.0,
-        **kwargs: Any,
-    ) -> None:
-        self.stochastic, self.magnitude = stochastic, magnitude
-        super().__init__(
-            clip_weights=magnitude,
-            first_last=first_last,
-            learning_rate_scale=learning_rate_scale,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            **kwargs,
-        )
-
-    def weight_quantizer(self, layer: Layer, bit_width: int) -> nn.Module:
-        shape = self.sites[f"{layer.name}.weight"].shape
-        return binary.BinaryConnect(
-            bit_width, magnitude=self.bound(self.magnitude, shape), shape=shape if self.stochastic else None
-        )
+    def __init__(self, stochastic: bool = False, **kwargs: Any) -> None:
+        self.stochastic = stochastic
+        super().__init__(**kwargs)
 
     def on_train_end(self) -> None:
         super().on_train_end()
