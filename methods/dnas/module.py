@@ -35,7 +35,8 @@ class DNAS(QuantizationAware):
         weight_bit_widths: candidates; 0 skips a block that has a shortcut (only with `choice: block`), 32 is float.
         activation_bit_width: of the inputs of all searched layers (PACT); 32 is float (paper, ResNet-20).
         choice: one width per "block" (paper) or per "layer".
-        beta, gamma: of `cost_factor`; the cost is the bits of the weights.
+        beta, gamma: of `cost_factor`; the cost is the bits of the weights. The factor scales the weights' gradients,
+            too: with another gamma choose beta so that it stays about 1.
         search_fraction: share of the search in the run.
         theta_start: fraction of the search after which the logits begin to learn: 10 of 90 epochs.
         theta_data_fraction: share of the batches, evenly spread, that train the logits instead of the weights.
