@@ -134,7 +134,7 @@ def test_unsigned_ranges_hold_nothing_below_zero(cls, bit_width, signed):
 def test_error_is_at_most_half_a_step_inside_the_range(cls, bit_width, signed):
     quantizer = fitted(cls, bit_width, signed, values())
     grid = quantizer.inference_form()
-    low, high = grid.quant_min * grid.scale, grid.quant_max * grid.scale
+    low, high = ((end - grid.zero_point) * grid.scale for end in (grid.quant_min, grid.quant_max))
     x = values()
     inside = x[(x >= low) & (x <= high)]
     assert inside.numel() > 2
@@ -154,7 +154,8 @@ def test_values_outside_the_range_go_to_its_ends(cls, bit_width, signed):
     quantizer = fitted(cls, bit_width, signed, values())
     grid = quantizer.inference_form()
     ends = quantizer(torch.tensor([-1e4, 1e4]))
-    assert torch.equal(ends + 0.0, torch.stack([grid.quant_min * grid.scale, grid.quant_max * grid.scale]) + 0.0)
+    integers = torch.stack([grid.quant_min, grid.quant_max]) - grid.zero_point
+    assert torch.equal(ends + 0.0, integers * grid.scale + 0.0)
 
 
 @every_case
