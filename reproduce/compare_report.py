@@ -148,7 +148,7 @@ class Line:
         numbers: of every finished seed.
         reason: why there is nothing, or why it is left out of ranking and fronts; empty for a ranked row.
         notes: what holds for a row that counts all the same, such as a stale mark.
-        rank: among the ranked rows of its group, by mean accuracy; 0 where it is not ranked.
+        rank: among the ranked rows of its group, by mean accuracy, equal ones alike; 0 where it is not ranked.
         behind: (difference to the first row in points, its standard error); None for the first and unranked rows.
         step_ratio, memory_ratio: against full precision, measured by `--bench` alone.
     """
@@ -350,10 +350,11 @@ def _ranked(lines: Sequence[Line]) -> tuple[Line, ...]:
     """Ranked rows by accuracy, then those with numbers, then those without."""
     able = sorted((line for line in lines if line.numbers and not line.reason), key=lambda line: -_top1(line))
     result = []
-    for rank, line in enumerate(able, 1):
+    for line in able:
         behind = None
-        if rank > 1:
+        if line is not able[0]:
             behind = (_top1(line) - _top1(able[0]), math.hypot(line.error, able[0].error))
+        rank = 1 + sum(_top1(other) > _top1(line) for other in able)
         result.append(replace(line, rank=rank, behind=behind))
     rest = [line for line in lines if line.reason or not line.numbers]
     return (*result, *sorted(rest, key=lambda line: not line.numbers))
@@ -419,7 +420,7 @@ def header(costs: Costs) -> list[str]:
 
 def row(line: Line) -> list[str]:
     """The texts of a row."""
-    behind = "" if line.behind is None else f"{line.behind[0] or -0.0:+.2f} ± {line.behind[1]:.2f}"
+    behind = "" if line.behind is None else f"{line.behind[0]:+.2f} ± {line.behind[1]:.2f}"
     peak = line.mean("peak_memory_bytes")
     memory = NOTHING if peak is None else f"{peak / 2**20:.0f}"
     if line.memory_ratio is not None:
@@ -452,8 +453,9 @@ def legend(report: Report) -> list[str]:
         "with one seed, the sampling error of the test images. A difference to the best row that is below twice its "
         "error shows nothing. [,] after a drop: its 95 % interval, from the answers to the same images.",
         "WCR: float32 weights over packed codes (float layers in float32), whose bytes stand under bytes; file: the "
-        "whole packed file. ACR: of the largest activation tensor. BitOPs: MACs x weight bits x activation bits of one "
-        "image.",
+        "whole packed file. BitOPs: MACs x weight bits x activation bits of one image.",
+        "ACR: of the largest activation tensor. A method that takes a rate instead of a width for activations meets "
+        "the rate of the group's width; its smaller tensors keep more bits, which BitOPs show.",
         f"{' and '.join(report.costs.models)} on {report.costs.target}: simulated, not measured on a device.",
         "step x: time of a training step over that of the float network, measured side by side with --bench only. "
         "peak MiB: of the whole process of a run, data included, where it had one of its own.",

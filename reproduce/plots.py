@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from common.bit_policy import BitPolicy
 from common.command_line import Parser
@@ -397,6 +397,8 @@ def plot_methods(
             axes.axhline(float_top1, color=BLACK, ls="--", lw=1, label=f"full precision ({float_top1:.1f})")
         if logarithmic:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(x_label)
         axes.set_ylabel("top-1 (%)")
         axes.set_title(title)
@@ -404,10 +406,9 @@ def plot_methods(
         low = _floor([p.top1 for p in every])
         if low > min(p.top1 for p in every):
             axes.set_ylim(bottom=low - 1)
-            hidden = [n for n in names for g in (ranked, unranked) if any(p.top1 < low for p in g.get(n, ()))]
-            axes.annotate(
-                f"below: {', '.join(dict.fromkeys(hidden))}", (0.01, 0.01), xycoords="axes fraction", fontsize=9
-            )
+            groups = [(name, p) for name in names for g in (ranked, unranked) for p in g.get(name, ())]
+            hidden = ", ".join(f"{name} {p.top1:.1f}" for name, p in groups if p.top1 < low)
+            axes.annotate(f"below: {hidden}", (0.01, 0.01), xycoords="axes fraction", fontsize=9)
         axes.set_ylim(_at_least(axes.get_ylim(), MIN_TOP1_SPAN))
         if not larger_is_smaller:
             axes.xaxis.set_major_formatter(EngFormatter())
@@ -482,8 +483,9 @@ def plot_training(
 
 
 def _binned(points: Sequence[tuple[float, float]], bins: int = 40) -> list[tuple[float, float]]:
-    """Means over equal stretches of x: single batches' losses are noise."""
-    if len(points) <= bins:
+    """Means over equal stretches of x, at least two points each: single batches' losses are noise."""
+    bins = min(bins, len(points) // 2)
+    if bins < 4 or points[0][0] == points[-1][0]:
         return list(points)
     first, last = points[0][0], points[-1][0]
     stretches: dict[int, list[tuple[float, float]]] = defaultdict(list)
