@@ -43,8 +43,8 @@ class Gradual(QuantizationAware):
     stage_starts: Sequence[float]
     restart_learning_rate: bool = False
 
-    def enter_stage(self, stage: int) -> None:
-        """Stage `stage` begins."""
+    def enter_stage(self, stage: int, images: Tensor | None) -> None:
+        """Stage `stage` begins, with this batch; None where the training is over."""
         raise NotImplementedError
 
     def frozen_weights(self) -> Iterable[nn.Parameter]:
@@ -56,14 +56,14 @@ class Gradual(QuantizationAware):
         return sum(step >= start * self.total_steps for start in self.stage_starts) - 1
 
     def before_step(self, images: Tensor) -> None:
-        super().before_step(images)
         for stage in range(self.stage_of(self.step - 1) + 1, self.stage_of(self.step) + 1):
-            self.enter_stage(stage)
+            self.enter_stage(stage, images)
+        super().before_step(images)  # the random numbers of the stage just entered
 
     def on_train_end(self) -> None:
         if self.step >= self.total_steps:  # not interrupted
             for stage in range(self.stage_of(self.step - 1) + 1, len(self.stage_starts)):
-                self.enter_stage(stage)
+                self.enter_stage(stage, None)
         super().on_train_end()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

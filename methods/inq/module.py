@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.graph import Layer
@@ -52,7 +52,7 @@ class INQ(Gradual, WeightsOnly):
         shape = self.network.get_parameter(f"{layer.name}.weight").shape
         return inq.IncrementalQuantizer(inq.INQ(bit_width, largest=self.largest), shape)
 
-    def enter_stage(self, stage: int) -> None:
+    def enter_stage(self, stage: int, images: Tensor | None) -> None:
         quantizers = self.quantizers
         for site, weight in self.latent_weights().items():
             quantizers[site].advance(weight, self.portions[stage])

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
-from common.quantizers.quantile import UNIQ, normal_quantiles
+from common.quantizers.quantile import UNIQ, normal_quantiles, truncated_normal
 from common.random import stream_key
 
 W = [[2.09, -0.98, 1.48, 0.09], [0.05, -0.14, -1.08, 2.12], [-0.91, 1.92, 0.0, -1.03], [1.87, 0.0, 1.53, 1.49]]
@@ -85,6 +86,7 @@ def test_gradients():
 def test_training_adds_uniform_noise_to_the_uniformized_weights():
     w = weights(40, 50).requires_grad_()
     quantizer = UNIQ(2, shape=(40, 50))
+    quantizer.calibrate(w.detach())
     quantizer.draw(stream_key(0, 0, "conv1.weight"), 3)
     y = quantizer(w)
     std, mean = torch.std_mean(w.detach())
@@ -118,6 +120,7 @@ def test_extreme_weights_stay_finite():
 def test_stages():
     w, quantizer = weights(30), UNIQ(3, shape=(30,))
     assert quantizer.stage == "noise"
+    quantizer.calibrate(w)
     quantizer.draw(1, 0)
     noisy = quantizer(w)
     quantizer.eval()
@@ -125,13 +128,77 @@ def test_stages():
     assert quantized.unique().numel() <= 8 and noisy.unique().numel() == 30
     reference = UNIQ(3)
     reference.calibrate(w)
-    assert torch.equal(quantized, reference(w))  # eval mode has the statistics of the last noisy step
+    assert torch.equal(quantized, reference(w))
     quantizer.train()
     quantizer.stage = "quantized"
     assert torch.equal(quantizer(w), quantized)
-    assert torch.equal(quantizer(w + 1), quantizer.eval()(w + 1))  # and keeps them
+    assert torch.equal(quantizer(w + 1), quantizer.eval()(w + 1))  # with the statistics of `calibrate`
     quantizer.train().stage = "float"
     assert torch.equal(quantizer(w), w)
+    assert torch.equal(quantizer.eval()(w), quantized)
+
+
+def test_stages_of_activations():
+    x, quantizer = torch.randn(50, requires_grad=True), UNIQ(3, signed=False)
+    assert torch.equal(quantizer(x), quantizer.eval()(x))
+    quantizer.train().stage = "float"
+    assert torch.equal(quantizer(x), x)
+    quantizer(x).sum().backward()
+    assert (x.grad == 1).all()
+
+
+def test_noise_does_not_change_the_grid():
+    w, quantizer = weights(30), UNIQ(3, shape=(30,))
+    quantizer.calibrate(w)
+    before = quantizer.levels.clone()
+    quantizer(5 * w + 1)
+    assert torch.equal(quantizer.levels, before)
+
+
+def test_only_noise_draws_numbers():
+    quantizer = UNIQ(3, shape=(30,))
+    quantizer.stage = "quantized"
+    quantizer.draw(1, 0)
+    assert (quantizer.uniform == 0.5).all()
+
+
+def test_a_stage_is_saved():
+    source, target = UNIQ(3, shape=(30,)), UNIQ(3, shape=(30,))
+    source.stage = "float"
+    target.load_state_dict(source.state_dict())
+    assert target.stage == "float"
+
+
+def test_changes_of_stage_are_no_recompilation():
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    quantizer, w = UNIQ(3, shape=(30,)), weights(30)
+    quantizer.calibrate(w)
+    compiled = torch.compile(quantizer, backend=counter, fullgraph=True)
+    results = []
+    for stage in ("float", "noise", "quantized", "noise"):
+        quantizer.stage = stage
+        quantizer.draw(1, len(results))
+        results.append(compiled(w))
+        assert torch.equal(results[-1], quantizer(w))
+    assert counter.frame_count == 1
+    assert len({tuple(y.tolist()) for y in results}) == 4
+
+
+@pytest.mark.parametrize("mean, std", [(0.7, 1.0), (-0.3, 0.5), (3.0, 1.0), (0.0, 2.0)])
+@pytest.mark.parametrize("behind_relu", [True, False])
+def test_normal_distribution_behind_a_relu(mean, std, behind_relu):
+    x = torch.randn(400_000, generator=torch.Generator().manual_seed(0)) * std + mean
+    found = truncated_normal(x.clamp(min=0) if behind_relu else x)
+    assert found == pytest.approx((mean, std), abs=0.04 * std)
+
+
+def test_activations_that_are_not_normal_give_a_grid():
+    for x in (torch.zeros(10), torch.tensor([0.0, 2.0, 2.0]), torch.tensor([1e-3] * 500 + [100.0]), -torch.ones(3)):
+        quantizer = UNIQ(2, signed=False).eval()
+        quantizer.calibrate(x)
+        y = quantizer(torch.linspace(-1, 200, 1000))
+        assert y.isfinite().all() and (y.diff() >= 0).all() and y[0] == 0
 
 
 def test_the_random_numbers_are_not_saved():
@@ -144,6 +211,7 @@ def test_compiled_is_eager(stage):
     quantizer = UNIQ(3, shape=(200,))
     quantizer.draw(1, 0)
     quantizer.stage = stage
+    quantizer.calibrate(weights(200))
     results = []
     for function in (quantizer, torch.compile(quantizer, backend="aot_eager", fullgraph=True)):
         w = weights(200).requires_grad_()
@@ -162,6 +230,11 @@ def test_autocast_leaves_float32_weights_alone():
 def test_unknown_stage():
     with pytest.raises(ValueError, match="stage must be one of float, noise, quantized, got 'frozen'"):
         UNIQ(3).stage = "frozen"
+
+
+def test_noise_without_a_shape():
+    with pytest.raises(ValueError, match="noise is for weights, whose shape is given"):
+        UNIQ(3).stage = "noise"
 
 
 def test_noise_of_activations():
