@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.calibration.norms import fresh_statistics
 from common.compression import FLOAT_BITS
 from common.errors import UserError
 from common.graph import Site, find_sites, layer_table
@@ -117,7 +119,29 @@ class BinaryAware(QuantizationAware):
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         self._keep_in_range()
-        super().calibrate(batches)
+        if self.activation_bit_width < FLOAT_BITS:
+            self._calibrate_in_order(batches)
+        else:
+            super().calibrate(batches)
+
+    @torch.no_grad()
+    def _calibrate_in_order(self, batches: Iterable[Tensor]) -> None:
+        """Every input quantizer from what reaches it through those before it, with one batch.
+
+        Behind signs, without ReLUs, tensors are not those of the float network and nor are batch norm's statistics,
+        which start anew.
+        """
+        for site, quantizer in self.quantizers_of("weight").items():
+            quantizer.calibrate(self.network.get_parameter(site).detach())
+        inputs = [q for q in self.quantizers_of("edge").values() if hasattr(q, "calibrate")]
+        hooks = [q.register_forward_pre_hook(lambda q, args: q.calibrate(args[0].flatten())) for q in inputs]
+        try:
+            with fresh_statistics(self.network):
+                for images in islice(batches, 1):
+                    self.network.forward(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def after_optimizer_step(self) -> None:
         super().after_optimizer_step()

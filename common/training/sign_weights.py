@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from common.graph import Layer
 from common.quantizers.binary import BinaryConnect
@@ -20,6 +21,9 @@ class SignWeights(BinaryAware):
         learning_rate_scale: see BinaryAware. With H = 1 and "glorot" a step is the same part of [-H, H] as with
             "glorot" and "one".
 
+        fill_range: before the first step multiply each layer's weights so that the largest is H: the same signs, of
+            which a step changes fewer. For trained start weights, most of which are much smaller than H.
+
     Other arguments: see BinaryAware.
     """
 
@@ -28,6 +32,7 @@ class SignWeights(BinaryAware):
     def __init__(
         self,
         magnitude: Literal["one", "glorot"] = "one",
+        fill_range: bool = False,
         first_last: Literal["float", "8bit", "same"] = "same",
         learning_rate_scale: Literal["one", "glorot"] = "glorot",
         optimizer: Literal["sgd", "adam", "radam"] = "adam",
@@ -35,7 +40,7 @@ class SignWeights(BinaryAware):
         weight_decay: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        self.magnitude = magnitude
+        self.magnitude, self.fill_range = magnitude, fill_range
         super().__init__(
             clip_weights=magnitude,
             first_last=first_last,
@@ -45,6 +50,12 @@ class SignWeights(BinaryAware):
             weight_decay=weight_decay,
             **kwargs,
         )
+
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        if self.fill_range:
+            for weight in map(self.network.get_parameter, self.planes()):
+                weight.data.mul_(self.bound(self.magnitude, weight.shape) / weight.data.abs().max())
+        super().calibrate(batches)
 
     def weight_quantizer(self, layer: Layer, bit_width: int) -> nn.Module:
         shape = self.sites[f"{layer.name}.weight"].shape

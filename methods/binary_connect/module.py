@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from common.calibration.norms import fresh_statistics
 from common.training.sign_weights import SignWeights
 
 NORM_BATCHES = 50  # training batches over which stochastic training averages batch norm's statistics anew at its end
@@ -33,15 +33,8 @@ class BinaryConnect(SignWeights):
     @torch.no_grad()
     def _estimate_norms(self) -> None:
         """Batch norm statistics of the network of signs: training left those of random weights, which differ much."""
-        norms = [module for module in self.network.modules() if isinstance(module, _BatchNorm)]
-        momenta = [norm.momentum for norm in norms]
         self.network.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean over all batches
-            norm.train()
-        for images, _ in self.trainer.datamodule.calibration_batches(NORM_BATCHES):
-            self.network.forward(images.to(self.device))  # not the compiled one
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        with fresh_statistics(self.network):
+            for images, _ in self.trainer.datamodule.calibration_batches(NORM_BATCHES):
+                self.network.forward(images.to(self.device))  # not the compiled one
         self.network.train()

@@ -90,6 +90,20 @@ def test_signs_behind_a_relu_are_refused():
         Both(activation_bit_width=1, remove_relus=False)
 
 
+def test_inputs_are_calibrated_through_the_binary_layers_before_them():
+    module = Both(activation_bit_width=1, first_last="8bit").train()
+    seen = {}
+    last = module.network.linear.input_quantizer
+    last.register_forward_pre_hook(lambda q, args: seen.update(x=args[0].clone()))
+    images = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    module.calibrate(iter([images, images]))
+    step = 2 * seen["x"].abs().mean() / 255**0.5  # LSQ's start value
+    torch.testing.assert_close(last.scale.detach().reshape(()), step)
+    module.eval()
+    assert module.network.linear.input_quantizer(seen["x"]).unique().numel() > 10
+    assert module.network.bn2.momentum == 0.1
+
+
 def test_square_hinge_by_hand():
     logits = torch.tensor([[2.0, -0.5], [0.5, 0.0]])
     # label 0: max(0, 1 - 2)^2 + max(0, 1 - 0.5)^2; label 1: (1 + 0.5)^2 + 1

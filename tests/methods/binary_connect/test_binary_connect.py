@@ -21,6 +21,15 @@ def test_weights_are_plus_minus_h_and_latent_ones_stay_within(fit, magnitude, ex
     assert layer.weight.abs().max() <= expected * (1 + 1e-6)
 
 
+def test_trained_weights_may_fill_the_range_with_the_same_signs():
+    module = BinaryConnect(fill_range=True)
+    before = module.network.conv2.weight.detach().clone()
+    module.calibrate([])
+    weight = module.network.conv2.weight.detach()
+    assert float(weight.abs().max()) == pytest.approx(1)
+    torch.testing.assert_close(weight / before, (1 / before.abs().max()).expand_as(before))
+
+
 class Signs(Callback):
     """The binary weights of each training step."""
 
