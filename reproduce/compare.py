@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
 import json
 import subprocess
@@ -181,12 +182,14 @@ def _compare_methods(options: Any, settings: Mapping[str, Any]) -> tuple[Report,
         for found in _plan(method, terms, size, seeds, files, hashes, table_name, options.record is None)
     ]
     pending = [found for found in planned if isinstance(found, Job)]
-    print(f"{len(methods)} methods, {len(sizes)} sizes, {len(seeds)} seeds: {len(pending)} runs", flush=True)
+    counted = ((methods, "method"), (sizes, "size"), (seeds, "seed"))
+    shown = ", ".join(_count(len(things), name) for things, name in counted)
+    print(f"{shown}: {_count(len(pending), 'run')}", flush=True)
     ran = iter(run_jobs(pending, how))
     entries = [next(ran) if isinstance(found, Job) else found for found in planned]
     groups = make_groups(entries, sizes, costs, equal=constraint is None)
     report = Report(
-        title=f"{model} on {data_name}: {len(methods)} methods on equal terms",
+        title=f"{model} on {data_name}: {_count(len(methods), 'method')} on equal terms",
         terms=_said(terms, hashes, seeds),
         groups=groups,
         costs=costs,
@@ -194,6 +197,10 @@ def _compare_methods(options: Any, settings: Mapping[str, Any]) -> tuple[Report,
     out = Path(options.out) if options.out else ledger.runs_folder() / "compare" / table_name / "report"
     assert FLOAT_METHOD not in methods
     return report, out, shared_names(terms)
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"
 
 
 def _methods(text: str | None) -> list[str]:
@@ -511,9 +518,6 @@ def _table_entries(jobs: Sequence[Job], how: How, options: Any, run_jobs: Any) -
 
 def _benched(report: Report) -> Report:
     """With step time and memory against full precision, measured now by `reproduce bench`, methods side by side."""
-    from common.training import QuantizedModule
-    from reproduce.settings import method_class
-
     entries = [entry for line in report.lines for entry in line.entries if entry.record is not None]
     if not entries:
         return report
@@ -521,7 +525,9 @@ def _benched(report: Report) -> Report:
     assert first is not None
     model = first["settings"]["model"]
     methods = list(dict.fromkeys(entry.method for entry in entries))
-    methods = [name for name in methods if issubclass(method_class(name), QuantizedModule)]
+    methods = [name for name in methods if getattr(importlib.import_module(f"methods.{name}"), "KIND", "") == "trainer"]
+    if not methods:
+        return replace(report, notes=(*report.notes, "step x: none of the methods trains."))
     mode = "compiled" if model.get("compile_network") else "eager"
     print(f"bench: {mode} steps of {', '.join(methods)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -580,8 +586,6 @@ def _shown(path: Path) -> str:
 
 def _list(options: Any) -> None:
     """The methods that can be compared, with their kind and what says their size."""
-    import importlib
-
     from reproduce.compare_terms import WEIGHT_WIDTHS, arguments_of, candidates
 
     names = candidates() if options.methods in (None, ALL) else _methods(options.methods)
